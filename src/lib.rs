@@ -1,0 +1,1 @@
+//! `lapsed`: the expiry daemon for API tokens.
