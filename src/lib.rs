@@ -1,1 +1,6 @@
 //! `lapsed`: the expiry daemon for API tokens.
+
+pub mod clock;
+pub mod token;
+pub mod policy;
+pub mod change;
