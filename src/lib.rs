@@ -1,6 +1,7 @@
 //! `lapsed`: the expiry daemon for API tokens.
 
 pub mod clock;
+pub mod schedule;
 pub mod token;
 pub mod policy;
 pub mod change;
