@@ -5,3 +5,4 @@ pub mod schedule;
 pub mod token;
 pub mod policy;
 pub mod change;
+pub mod telemetry;

@@ -1,0 +1,223 @@
+//! Where the log goes: to stderr, one line an event, coloured only on a terminal.
+//!
+//! Guarantees that a library's debug log is never enabled by a level alone: lettre's holds mail addresses and the
+//! credentials of the SMTP conversation, sqlx's holds statements. Only a filter that names the library asks for it.
+//! Relies on [`validate`] having seen the level when the configuration was read.
+
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Libraries that stay at warnings unless a filter names them.
+const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
+
+/// Starts logging at `level`, which is what [`validate`] accepts; anything else logs like `info`.
+///
+/// Does nothing where a subscriber is already installed.
+pub fn init(level: &str) {
+    let filter = filter(level).unwrap_or_else(|_| EnvFilter::new(directives(LevelFilter::INFO)));
+    let stderr = std::io::stderr;
+    let colour =
+        stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
+    tracing::subscriber::set_global_default(subscriber(filter, colour, stderr)).ok();
+}
+
+/// Whether `level` is a level (`error`, `warn`, `info`, `debug`, `trace`) or a tracing filter.
+///
+/// # Errors
+/// A sentence that says what is wrong and what would be right.
+pub fn validate(level: &str) -> Result<(), String> {
+    filter(level).map(|_| ())
+}
+
+fn subscriber<W>(filter: EnvFilter, colour: bool, writer: W) -> impl tracing::Subscriber
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .compact()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(writer)
+        .finish()
+}
+
+/// What a plain level means: that level for ourselves, and at most warnings for everything else.
+fn directives(level: LevelFilter) -> String {
+    let others = level.min(LevelFilter::WARN);
+    format!("{others},lapsed={level}")
+}
+
+fn filter(text: &str) -> Result<EnvFilter, String> {
+    let parts: Vec<&str> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    if let [only] = parts[..]
+        && let Some(level) = plain(only)
+    {
+        return Ok(EnvFilter::new(directives(level)));
+    }
+    // EnvFilter takes a lone word for the name of a module: a mistyped level would silence the log.
+    match parts
+        .iter()
+        .find(|part| !part.contains(['=', '[']) && plain(part).is_none())
+    {
+        Some(word) => {
+            return Err(format!(
+                "{word:?} is not a level: write error, warn, info, debug or trace, or a filter such as \
+                 \"lapsed=debug,info\""
+            ));
+        }
+        None if parts.is_empty() => {
+            return Err("write error, warn, info, debug or trace".to_owned());
+        }
+        None => {}
+    }
+    let mut directives = parts.join(",");
+    for library in CAPPED {
+        let named = parts.iter().any(|part| part.starts_with(library));
+        if !named {
+            directives.push_str(&format!(",{library}=warn"));
+        }
+    }
+    EnvFilter::builder()
+        .parse(directives)
+        .map_err(|error| format!("is not a tracing filter: {error}"))
+}
+
+/// The level that a word names. Numbers, which tracing would take too, are not for people.
+fn plain(word: &str) -> Option<LevelFilter> {
+    if word.chars().all(|c| c.is_ascii_alphabetic()) {
+        word.parse().ok()
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged at `level` of an event at each level by ourselves and by three libraries.
+    fn logged(level: &str) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = subscriber(filter(level).unwrap(), false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            macro_rules! speak {
+                ($target:literal) => {
+                    tracing::error!(target: $target, concat!($target, " error"));
+                    tracing::warn!(target: $target, concat!($target, " warn"));
+                    tracing::info!(target: $target, concat!($target, " info"));
+                    tracing::debug!(target: $target, concat!($target, " debug"));
+                    tracing::trace!(target: $target, concat!($target, " trace"));
+                };
+            }
+            speak!("lapsed::deliver");
+            speak!("sqlx::query");
+            speak!("lettre::transport");
+            speak!("tokio_cron_scheduler");
+            speak!("hyper");
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_plain_level_is_for_ourselves_only() {
+        for level in ["debug", "DEBUG", " trace ", "trace,"] {
+            let log = logged(level);
+            assert!(log.contains("lapsed::deliver debug"), "{level}: {log}");
+            for library in [
+                "sqlx::query",
+                "lettre::transport",
+                "tokio_cron_scheduler",
+                "hyper",
+            ] {
+                assert!(log.contains(&format!("{library} warn")), "{level}: {log}");
+                for quiet in ["info", "debug", "trace"] {
+                    assert!(
+                        !log.contains(&format!("{library} {quiet}")),
+                        "{level}: {log}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_level_error_silences_warnings_everywhere() {
+        let log = logged("error");
+        assert!(log.contains("sqlx::query error") && log.contains("lapsed::deliver error"));
+        assert!(!log.contains("warn"), "{log}");
+    }
+
+    #[test]
+    fn a_filter_must_name_a_library_to_hear_its_debug_log() {
+        for level in ["debug,hyper=trace", "debug,trace", "lapsed=debug,trace"] {
+            let log = logged(level);
+            assert!(log.contains("hyper debug"), "{level}: {log}");
+            for line in [
+                "sqlx::query info",
+                "lettre::transport debug",
+                "lettre::transport trace",
+            ] {
+                assert!(!log.contains(line), "{level}: {log}");
+            }
+        }
+        assert!(logged("info,lettre=debug").contains("lettre::transport debug"));
+        assert!(!logged("info,lettre=debug").contains("sqlx::query info"));
+    }
+
+    #[test]
+    fn lines_carry_no_colour_codes_off_a_terminal() {
+        assert!(!logged("trace").contains('\u{1b}'));
+    }
+
+    #[test]
+    fn mistyped_levels_are_refused() {
+        for text in [
+            "",
+            " , ",
+            "inof",
+            "3",
+            "lapsed",
+            "lapsed=debug,inof",
+            "lapsed=loud",
+        ] {
+            assert!(validate(text).is_err(), "{text:?}");
+        }
+        for text in [
+            "error",
+            "warn",
+            "info",
+            "debug",
+            "trace",
+            "off",
+            "lapsed=debug,info",
+        ] {
+            assert_eq!(validate(text), Ok(()));
+        }
+    }
+}
