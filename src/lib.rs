@@ -1,5 +1,6 @@
 //! `lapsed`: the expiry daemon for API tokens.
 
+pub mod config;
 pub mod clock;
 pub mod schedule;
 pub mod token;

@@ -45,15 +45,10 @@ impl Cron {
             match fields {
                 6 => {}
                 5 => {
-                    return Err(format!(
-                        "has five fields: put one for the seconds in front, \"0 {text}\""
-                    ));
+                    return Err(format!("has five fields: put one for the seconds in front, \"0 {text}\""));
                 }
                 7 => {
-                    return Err(
-                        "has seven fields: leave out the year, a job would stop when it is over"
-                            .to_owned(),
-                    );
+                    return Err("has seven fields: leave out the year, a job would stop when it is over".to_owned());
                 }
                 _ => {
                     return Err(format!(
@@ -70,16 +65,10 @@ impl Cron {
             .build()
             .parse(text)
             .map_err(|error| format!("is not a cron expression: {}", reason(&error)))?;
-        let cron = Self {
-            text: text.to_owned(),
-            inner,
-        };
+        let cron = Self { text: text.to_owned(), inner };
         let reference = DateTime::from_timestamp(REFERENCE, 0).unwrap_or_default();
         if cron.next_after(reference).is_none() {
-            return Err(
-                "never fires: no date has this day of the month, month and day of the week at once"
-                    .to_owned(),
-            );
+            return Err("never fires: no date has this day of the month, month and day of the week at once".to_owned());
         }
         Ok(cron)
     }
@@ -101,9 +90,9 @@ impl Cron {
 /// What the parser objects to, without the parser's own prefix.
 fn reason(error: &CronError) -> String {
     match error {
-        CronError::InvalidPattern(text)
-        | CronError::IllegalCharacters(text)
-        | CronError::ComponentError(text) => text.trim_end_matches('.').to_owned(),
+        CronError::InvalidPattern(text) | CronError::IllegalCharacters(text) | CronError::ComponentError(text) => {
+            text.trim_end_matches('.').to_owned()
+        }
         other => other.to_string().trim_end_matches('.').to_owned(),
     }
 }
@@ -124,48 +113,27 @@ mod tests {
 
     #[test]
     fn the_next_firing_is_strictly_later_and_a_whole_second() {
-        assert_eq!(
-            next("*/5 * * * * *", "2026-01-01T00:00:00Z"),
-            "2026-01-01T00:00:05"
-        );
-        assert_eq!(
-            next("* * * * * *", "2026-01-01T00:00:00.999Z"),
-            "2026-01-01T00:00:01"
-        );
-        assert_eq!(
-            next("0 47 2 * * *", "2026-12-31T02:47:00Z"),
-            "2027-01-01T02:47:00"
-        );
+        assert_eq!(next("*/5 * * * * *", "2026-01-01T00:00:00Z"), "2026-01-01T00:00:05");
+        assert_eq!(next("* * * * * *", "2026-01-01T00:00:00.999Z"), "2026-01-01T00:00:01");
+        assert_eq!(next("0 47 2 * * *", "2026-12-31T02:47:00Z"), "2027-01-01T02:47:00");
     }
 
     #[test]
     fn names_and_nicknames_work() {
-        assert_eq!(
-            next("0 0 9 * jan MON", "2026-01-01T00:00:00Z"),
-            "2026-01-05T09:00:00"
-        );
-        assert_eq!(
-            next("@daily", "2026-01-01T00:00:00Z"),
-            "2026-01-02T00:00:00"
-        );
+        assert_eq!(next("0 0 9 * jan MON", "2026-01-01T00:00:00Z"), "2026-01-05T09:00:00");
+        assert_eq!(next("@daily", "2026-01-01T00:00:00Z"), "2026-01-02T00:00:00");
     }
 
     #[test]
     fn both_days_must_match() {
         // Friday the 13th: the first of 2026 is in February.
-        assert_eq!(
-            next("0 0 0 13 * FRI", "2026-01-01T00:00:00Z"),
-            "2026-02-13T00:00:00"
-        );
+        assert_eq!(next("0 0 0 13 * FRI", "2026-01-01T00:00:00Z"), "2026-02-13T00:00:00");
     }
 
     #[test]
     fn a_rare_date_is_found() {
         // The next 29 February that is a Monday.
-        assert_eq!(
-            next("0 0 0 29 2 MON", "2025-01-01T00:00:00Z"),
-            "2044-02-29T00:00:00"
-        );
+        assert_eq!(next("0 0 0 29 2 MON", "2025-01-01T00:00:00Z"), "2044-02-29T00:00:00");
     }
 
     #[test]
@@ -176,11 +144,7 @@ mod tests {
 
     #[test]
     fn other_counts_of_fields_are_refused() {
-        for (text, word) in [
-            ("", "0 fields"),
-            ("* * *", "3 fields"),
-            ("0 0 0 1 1 * 2030", "year"),
-        ] {
+        for (text, word) in [("", "0 fields"), ("* * *", "3 fields"), ("0 0 0 1 1 * 2030", "year")] {
             let error = Cron::parse(text).unwrap_err();
             assert!(error.contains(word), "{text:?}: {error}");
         }
@@ -196,18 +160,9 @@ mod tests {
 
     #[test]
     fn fields_out_of_range_are_refused() {
-        for text in [
-            "60 * * * * *",
-            "* * 24 * * *",
-            "* * * * 13 *",
-            "a * * * * *",
-            "@sometimes",
-        ] {
+        for text in ["60 * * * * *", "* * 24 * * *", "* * * * 13 *", "a * * * * *", "@sometimes"] {
             let error = Cron::parse(text).unwrap_err();
-            assert!(
-                error.contains("is not a cron expression"),
-                "{text:?}: {error}"
-            );
+            assert!(error.contains("is not a cron expression"), "{text:?}: {error}");
         }
     }
 

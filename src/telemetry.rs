@@ -19,8 +19,7 @@ const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
 pub fn init(level: &str) {
     let filter = filter(level).unwrap_or_else(|_| EnvFilter::new(directives(LevelFilter::INFO)));
     let stderr = std::io::stderr;
-    let colour =
-        stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
     tracing::subscriber::set_global_default(subscriber(filter, colour, stderr)).ok();
 }
@@ -37,12 +36,7 @@ fn subscriber<W>(filter: EnvFilter, colour: bool, writer: W) -> impl tracing::Su
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt()
-        .compact()
-        .with_env_filter(filter)
-        .with_ansi(colour)
-        .with_writer(writer)
-        .finish()
+    tracing_subscriber::fmt().compact().with_env_filter(filter).with_ansi(colour).with_writer(writer).finish()
 }
 
 /// What a plain level means: that level for ourselves, and at most warnings for everything else.
@@ -52,21 +46,14 @@ fn directives(level: LevelFilter) -> String {
 }
 
 fn filter(text: &str) -> Result<EnvFilter, String> {
-    let parts: Vec<&str> = text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .collect();
+    let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if let [only] = parts[..]
         && let Some(level) = plain(only)
     {
         return Ok(EnvFilter::new(directives(level)));
     }
     // EnvFilter takes a lone word for the name of a module: a mistyped level would silence the log.
-    match parts
-        .iter()
-        .find(|part| !part.contains(['=', '[']) && plain(part).is_none())
-    {
+    match parts.iter().find(|part| !part.contains(['=', '[']) && plain(part).is_none()) {
         Some(word) => {
             return Err(format!(
                 "{word:?} is not a level: write error, warn, info, debug or trace, or a filter such as \
@@ -85,18 +72,12 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
             directives.push_str(&format!(",{library}=warn"));
         }
     }
-    EnvFilter::builder()
-        .parse(directives)
-        .map_err(|error| format!("is not a tracing filter: {error}"))
+    EnvFilter::builder().parse(directives).map_err(|error| format!("is not a tracing filter: {error}"))
 }
 
 /// The level that a word names. Numbers, which tracing would take too, are not for people.
 fn plain(word: &str) -> Option<LevelFilter> {
-    if word.chars().all(|c| c.is_ascii_alphabetic()) {
-        word.parse().ok()
-    } else {
-        None
-    }
+    if word.chars().all(|c| c.is_ascii_alphabetic()) { word.parse().ok() } else { None }
 }
 
 #[cfg(test)]
@@ -149,18 +130,10 @@ mod tests {
         for level in ["debug", "DEBUG", " trace ", "trace,"] {
             let log = logged(level);
             assert!(log.contains("lapsed::deliver debug"), "{level}: {log}");
-            for library in [
-                "sqlx::query",
-                "lettre::transport",
-                "tokio_cron_scheduler",
-                "hyper",
-            ] {
+            for library in ["sqlx::query", "lettre::transport", "tokio_cron_scheduler", "hyper"] {
                 assert!(log.contains(&format!("{library} warn")), "{level}: {log}");
                 for quiet in ["info", "debug", "trace"] {
-                    assert!(
-                        !log.contains(&format!("{library} {quiet}")),
-                        "{level}: {log}"
-                    );
+                    assert!(!log.contains(&format!("{library} {quiet}")), "{level}: {log}");
                 }
             }
         }
@@ -178,11 +151,7 @@ mod tests {
         for level in ["debug,hyper=trace", "debug,trace", "lapsed=debug,trace"] {
             let log = logged(level);
             assert!(log.contains("hyper debug"), "{level}: {log}");
-            for line in [
-                "sqlx::query info",
-                "lettre::transport debug",
-                "lettre::transport trace",
-            ] {
+            for line in ["sqlx::query info", "lettre::transport debug", "lettre::transport trace"] {
                 assert!(!log.contains(line), "{level}: {log}");
             }
         }
@@ -197,26 +166,10 @@ mod tests {
 
     #[test]
     fn mistyped_levels_are_refused() {
-        for text in [
-            "",
-            " , ",
-            "inof",
-            "3",
-            "lapsed",
-            "lapsed=debug,inof",
-            "lapsed=loud",
-        ] {
+        for text in ["", " , ", "inof", "3", "lapsed", "lapsed=debug,inof", "lapsed=loud"] {
             assert!(validate(text).is_err(), "{text:?}");
         }
-        for text in [
-            "error",
-            "warn",
-            "info",
-            "debug",
-            "trace",
-            "off",
-            "lapsed=debug,info",
-        ] {
+        for text in ["error", "warn", "info", "debug", "trace", "off", "lapsed=debug,info"] {
             assert_eq!(validate(text), Ok(()));
         }
     }

@@ -1,0 +1,223 @@
+//! Settings: what an operator may decide, read once at the start.
+//!
+//! Guarantees that [`Settings`] are complete and fit together, and that whoever got something wrong is told everything
+//! at once: the key, the value, where it came from, and what would be right. Relies on `config/lapsed.toml`, which is
+//! built in, being both the defaults and the list of the keys that exist. Reading has no effect, so there is nothing
+//! for a crash to undo.
+//!
+//! Three layers, the later winning: the built-in file, then the file of `--config` or else
+//! `/etc/lapsed/lapsed.toml`, then the environment (`LAPSED__MAIL__SMTP__HOST`; lists separated by commas).
+
+mod check;
+mod duration;
+mod layers;
+mod reader;
+mod store_url;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use chrono::TimeDelta;
+use lettre::Address;
+use lettre::message::Mailbox;
+
+pub use duration::{format_duration, parse_duration};
+pub use reader::Invalid;
+pub use store_url::StoreUrl;
+
+use crate::schedule::Cron;
+use reader::Reader;
+
+/// The file that is read where no other is named, if it exists.
+pub const SYSTEM_FILE: &str = "/etc/lapsed/lapsed.toml";
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Where everything is kept.
+    pub store: Store,
+    /// When each job looks for work.
+    pub schedule: Schedule,
+    /// Which reminders are owed.
+    pub reminders: Reminders,
+    /// How mail leaves, and what it says of us.
+    pub mail: Mail,
+    /// How long records are kept.
+    pub retention: Retention,
+    /// What is logged.
+    pub log: Log,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Store {
+    /// From `url_file` where that is set, else from `url`.
+    pub url: StoreUrl,
+}
+
+/// `[schedule]`: when each job looks for work, besides being woken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    /// Marks tokens whose deadline has passed.
+    pub expire: Cron,
+    /// Writes the reminders that have fallen due.
+    pub remind: Cron,
+    /// Sends mail.
+    pub deliver: Cron,
+    /// Deletes what is older than its retention.
+    pub purge: Cron,
+    /// Compares all reminders that are owed with the ledger.
+    pub reconcile: Cron,
+}
+
+/// `[reminders]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reminders {
+    /// How long before the deadline: positive whole seconds, the longest first, each once.
+    pub lead_times: Vec<TimeDelta>,
+    /// Whether owners are told at the deadline.
+    pub expired_notice: bool,
+    /// The age from which an expired notice is recorded and not sent; not negative.
+    pub stale_after: TimeDelta,
+}
+
+/// `[mail]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mail {
+    /// How mail leaves; [`Settings::require_mail`] says whether it is set.
+    pub transport: Option<Transport>,
+    /// The sender.
+    pub from: Option<Mailbox>,
+    /// Where answers go, if not to the sender.
+    pub reply_to: Option<Mailbox>,
+    /// Who hears of what could not be delivered.
+    pub fallback_to: Option<Address>,
+    /// An `http` or `https` URL with the placeholders `{token_id}`, `{owner_id}`, `{external_id}`, and no others.
+    pub manage_url: Option<String>,
+}
+
+/// `mail.transport`, with the section that it chooses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Transport {
+    /// Files in a directory.
+    Maildir {
+        /// The Maildir; it may not exist yet.
+        path: PathBuf,
+    },
+    /// A mail server.
+    Smtp(Smtp),
+}
+
+/// `[mail.smtp]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Smtp {
+    /// A host name or an IP address.
+    pub host: String,
+    /// Never 0: the usual port of `tls` stands here where none was given.
+    pub port: u16,
+    /// How the connection is encrypted.
+    pub tls: Tls,
+    /// The account. Set if and only if `password_file` is, and never with [`Tls::None`].
+    pub username: Option<String>,
+    /// The file that holds the password, to be read when connecting.
+    pub password_file: Option<PathBuf>,
+}
+
+/// `mail.smtp.tls`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tls {
+    /// Begins in the clear, and goes on only once encrypted (RFC 3207).
+    StartTls,
+    /// Encrypted from the first byte (RFC 8314).
+    Implicit,
+    /// In the clear.
+    None,
+}
+
+impl Tls {
+    /// The port where servers usually speak it: submission (RFC 6409), submissions (RFC 8314), smtp (RFC 5321).
+    pub fn usual_port(self) -> u16 {
+        match self {
+            Self::StartTls => 587,
+            Self::Implicit => 465,
+            Self::None => 25,
+        }
+    }
+}
+
+/// `[retention]`: how long each kind of record is kept; all positive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retention {
+    /// Rows of the ledger; at least the longest lead time and `stale_after` together.
+    pub reminders: TimeDelta,
+    /// Messages that were sent or given up.
+    pub messages: TimeDelta,
+    /// Tokens that expired, were revoked or were replaced.
+    pub ended_tokens: TimeDelta,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// What [`crate::telemetry::init`] takes.
+    pub level: String,
+}
+
+impl Settings {
+    /// How mail leaves, and the sender: what the daemon cannot do without, and other commands can.
+    ///
+    /// # Errors
+    /// Each of the two that is not set, with the line to write.
+    pub fn require_mail(&self) -> Result<(&Transport, &Mailbox), Invalid> {
+        let missing = |key: &str, example: &str| {
+            let name = key.rsplit('.').next().unwrap_or(key);
+            format!(
+                "{key} is not set, and `lapsed run` needs it: write {name} = \"{example}\" under [mail] in the \
+                 configuration file, or set the environment variable {}",
+                layers::variable(key)
+            )
+        };
+        match (&self.mail.transport, &self.mail.from) {
+            (Some(transport), Some(from)) => Ok((transport, from)),
+            (transport, from) => {
+                let mut problems = Vec::new();
+                if transport.is_none() {
+                    problems.push(missing("mail.transport", "smtp"));
+                }
+                if from.is_none() {
+                    problems.push(missing("mail.from", "Tokens <tokens@example.org>"));
+                }
+                Err(Invalid { problems })
+            }
+        }
+    }
+}
+
+/// Reads the settings of this process. `file` is what `--config` named; without it, [`SYSTEM_FILE`] is read if it
+/// exists.
+///
+/// # Errors
+/// Everything that is wrong: a file that cannot be read or is not TOML, unknown keys, impossible values.
+pub fn load(file: Option<&Path>) -> Result<Settings, Invalid> {
+    load_from(file, Path::new(SYSTEM_FILE), std::env::vars_os())
+}
+
+/// [`load`] with everything that it takes from its surroundings as an argument.
+fn load_from(
+    file: Option<&Path>,
+    system_file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Settings, Invalid> {
+    let mut problems = Vec::new();
+    match layers::merged(file, system_file, environment, &mut problems) {
+        Some(values) => {
+            let mut reader = Reader::new(values, problems);
+            let settings = check::settings(&mut reader);
+            reader.finish(settings)
+        }
+        None => Err(Invalid { problems }),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! From merged values to settings: what each key means, and what is impossible.
+//!
+//! Guarantees that every key is read, whatever is wrong with the others, and that settings which come out fit
+//! together. Reads the file that `store.url_file` names, and no other; nothing is connected to.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use chrono::TimeDelta;
+use lettre::Address;
+use lettre::message::Mailbox;
+
+use super::reader::{Reader, Reported};
+use super::{
+    Log, Mail, Reminders, Retention, Schedule, Settings, Smtp, Store, StoreUrl, Tls, Transport, format_duration,
+    parse_duration,
+};
+use crate::schedule::Cron;
+use crate::telemetry;
+
+/// What `mail.manage_url` may hold between braces.
+const PLACEHOLDERS: [&str; 3] = ["token_id", "owner_id", "external_id"];
+
+/// The values of `mail.transport`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Maildir,
+    Smtp,
+}
+
+/// Reads everything. The settings are good only if the reader has no problem at the end.
+pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
+    let store = store(r);
+    let schedule = schedule(r);
+    let reminders = reminders(r);
+    let mail = mail(r);
+    let retention = retention(r);
+    let log = log(r);
+    if let (Ok(reminders), Ok(retention)) = (&reminders, &retention) {
+        ledger_outlives_leads(r, reminders, retention);
+    }
+    Ok(Settings {
+        store: store?,
+        schedule: schedule?,
+        reminders: reminders?,
+        mail: mail?,
+        retention: retention?,
+        log: log?,
+    })
+}
+
+fn store(r: &mut Reader) -> Result<Store, Reported> {
+    let url = match r.optional("store.url_file", path)? {
+        Some(file) => std::fs::read_to_string(&file)
+            .map_err(|error| format!("cannot be read: {error}"))
+            .and_then(|text| StoreUrl::parse(&text).map_err(|why| format!("the URL in this file {why}")))
+            .map_err(|why| r.report("store.url_file", why))?,
+        None => r.required("store.url", StoreUrl::parse)?,
+    };
+    Ok(Store { url })
+}
+
+fn schedule(r: &mut Reader) -> Result<Schedule, Reported> {
+    let expire = r.required("schedule.expire", Cron::parse);
+    let remind = r.required("schedule.remind", Cron::parse);
+    let deliver = r.required("schedule.deliver", Cron::parse);
+    let purge = r.required("schedule.purge", Cron::parse);
+    let reconcile = r.required("schedule.reconcile", Cron::parse);
+    Ok(Schedule { expire: expire?, remind: remind?, deliver: deliver?, purge: purge?, reconcile: reconcile? })
+}
+
+fn reminders(r: &mut Reader) -> Result<Reminders, Reported> {
+    let lead_times = r.list("reminders.lead_times", lead_time);
+    let expired_notice = r.flag("reminders.expired_notice");
+    let stale_after = r.required("reminders.stale_after", parse_duration);
+
+    let mut lead_times = lead_times?;
+    lead_times.sort_unstable_by(|a, b| b.cmp(a));
+    let twice: BTreeSet<String> = lead_times
+        .windows(2)
+        .filter_map(|pair| match pair {
+            [a, b] if a == b => Some(format_duration(*a)),
+            _ => None,
+        })
+        .collect();
+    for lead in twice {
+        r.report("reminders.lead_times", format!("{lead} is given twice: name each lead time once"));
+    }
+    Ok(Reminders { lead_times, expired_notice: expired_notice?, stale_after: stale_after? })
+}
+
+fn mail(r: &mut Reader) -> Result<Mail, Reported> {
+    let way = r.optional("mail.transport", |text| match text {
+        "maildir" => Ok(Way::Maildir),
+        "smtp" => Ok(Way::Smtp),
+        _ => Err("must be \"maildir\" or \"smtp\"".to_owned()),
+    });
+    let from = r.optional("mail.from", mailbox);
+    let reply_to = r.optional("mail.reply_to", mailbox);
+    let fallback_to = r.optional("mail.fallback_to", address);
+    let manage_url = r.optional("mail.manage_url", manage_url);
+    // Read whether or not it is the chosen way: a mistake should not wait until somebody switches.
+    let smtp = smtp(r);
+    let maildir = r.optional("mail.maildir.path", path);
+
+    let transport = match way? {
+        None => None,
+        Some(Way::Smtp) => Some(Transport::Smtp(smtp?)),
+        Some(Way::Maildir) => match maildir? {
+            Some(path) => Some(Transport::Maildir { path }),
+            None => {
+                return Err(r.report("mail.maildir.path", "must name a directory when mail.transport is \"maildir\""));
+            }
+        },
+    };
+    Ok(Mail { transport, from: from?, reply_to: reply_to?, fallback_to: fallback_to?, manage_url: manage_url? })
+}
+
+fn smtp(r: &mut Reader) -> Result<Smtp, Reported> {
+    let host = r.required("mail.smtp.host", |text| {
+        if text.contains(|c: char| c.is_whitespace() || "/@".contains(c)) {
+            Err("must be the name or the address of a host, and nothing else".to_owned())
+        } else {
+            Ok(text.to_owned())
+        }
+    });
+    let port = r.number("mail.smtp.port");
+    let tls = r.required("mail.smtp.tls", |text| match text {
+        "starttls" => Ok(Tls::StartTls),
+        "implicit" => Ok(Tls::Implicit),
+        "none" => Ok(Tls::None),
+        _ => Err("must be \"starttls\", \"implicit\" or \"none\"".to_owned()),
+    });
+    let username = r.optional("mail.smtp.username", |text| Ok(text.to_owned()));
+    let password_file = r.optional("mail.smtp.password_file", path);
+
+    match (&username, &password_file) {
+        (Ok(Some(_)), Ok(None)) => {
+            r.report("mail.smtp.username", "needs mail.smtp.password_file beside it");
+        }
+        (Ok(None), Ok(Some(_))) => {
+            r.report("mail.smtp.password_file", "needs mail.smtp.username beside it");
+        }
+        _ => {}
+    }
+    if let (Ok(Tls::None), Ok(Some(_))) = (&tls, &username) {
+        r.report(
+            "mail.smtp.tls",
+            "would send the password of mail.smtp.username in the clear: use \"starttls\" or \"implicit\"",
+        );
+    }
+    let tls = tls?;
+    let port = match port? {
+        0 => tls.usual_port(),
+        port => port,
+    };
+    Ok(Smtp { host: host?, port, tls, username: username?, password_file: password_file? })
+}
+
+fn retention(r: &mut Reader) -> Result<Retention, Reported> {
+    let reminders = r.required("retention.reminders", positive);
+    let messages = r.required("retention.messages", positive);
+    let ended_tokens = r.required("retention.ended_tokens", positive);
+    Ok(Retention { reminders: reminders?, messages: messages?, ended_tokens: ended_tokens? })
+}
+
+fn log(r: &mut Reader) -> Result<Log, Reported> {
+    let level = r.required("log.level", |text| telemetry::validate(text).map(|()| text.to_owned()));
+    Ok(Log { level: level? })
+}
+
+/// The ledger is what keeps a reminder from being sent twice: its rows must live as long as anybody may ask.
+fn ledger_outlives_leads(r: &mut Reader, reminders: &Reminders, retention: &Retention) {
+    let longest = reminders.lead_times.first().copied().unwrap_or_else(TimeDelta::zero);
+    let least = longest + reminders.stale_after;
+    if retention.reminders < least {
+        r.report(
+            "retention.reminders",
+            format!(
+                "must be at least the longest of reminders.lead_times and reminders.stale_after together, {}: a \
+                 reminder whose record is gone would be sent again",
+                format_duration(least)
+            ),
+        );
+    }
+}
+
+fn lead_time(text: &str) -> Result<TimeDelta, String> {
+    let lead = parse_duration(text)?;
+    if lead > TimeDelta::zero() {
+        Ok(lead)
+    } else {
+        Err(format!("{text:?} is not before the deadline; the notice at the deadline is reminders.expired_notice"))
+    }
+}
+
+fn positive(text: &str) -> Result<TimeDelta, String> {
+    let duration = parse_duration(text)?;
+    if duration > TimeDelta::zero() { Ok(duration) } else { Err("must be longer than zero".to_owned()) }
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    Ok(PathBuf::from(text))
+}
+
+fn address(text: &str) -> Result<Address, String> {
+    text.parse().map_err(|_| "must be a mail address alone, such as \"ops@example.org\"".to_owned())
+}
+
+/// `address`, or `name <address>` with the name in quotes or not. lettre's own reader ignores what follows the
+/// address, and its writer panics on line breaks in a name.
+fn mailbox(text: &str) -> Result<Mailbox, String> {
+    let wrong =
+        || "must be a mail address, such as \"tokens@example.org\" or \"Tokens <tokens@example.org>\"".to_owned();
+    if text.contains(char::is_control) {
+        return Err("must not hold line breaks or other control characters".to_owned());
+    }
+    let Some((name, address)) = text.strip_suffix('>').and_then(|text| text.rsplit_once('<')) else {
+        return text.parse().map(|address| Mailbox::new(None, address)).map_err(|_| wrong());
+    };
+    let address: Address = address.trim().parse().map_err(|_| wrong())?;
+    let name = name.trim();
+    let name = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name);
+    if name.contains(['"', '<', '>', '\\']) {
+        return Err(wrong());
+    }
+    let name = (!name.is_empty()).then(|| name.to_owned());
+    Ok(Mailbox::new(name, address))
+}
+
+fn manage_url(text: &str) -> Result<String, String> {
+    let known = PLACEHOLDERS.map(|name| format!("{{{name}}}")).join(", ");
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}']) {
+        let name = rest.get(at..).and_then(|rest| rest.strip_prefix('{')).and_then(|rest| rest.split_once('}'));
+        match name {
+            Some((name, after)) if PLACEHOLDERS.contains(&name) => rest = after,
+            Some((name, _)) => {
+                return Err(format!("there is no placeholder {{{name}}}, only {known}"));
+            }
+            None => {
+                return Err(format!("has a brace without its partner; the placeholders are {known}"));
+            }
+        }
+    }
+    let host = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"))
+        .and_then(|rest| rest.split(['/', '?', '#']).next());
+    let plain = text.is_ascii() && !text.contains(|c: char| c.is_whitespace() || "\"<>\\^`|".contains(c));
+    match host {
+        Some(host) if !host.is_empty() && plain => Ok(text.to_owned()),
+        _ => Err("must be a URL, such as \"https://example.org/tokens/{token_id}\"".to_owned()),
+    }
+}

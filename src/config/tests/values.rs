@@ -1,0 +1,153 @@
+//! What each key accepts, and what people are told when its value is impossible.
+
+use super::*;
+
+#[test]
+fn wrong_types_are_refused() {
+    refused("[log]\nlevel = true\n", &["log.level = true", "in quotes"]);
+    refused("[reminders]\nlead_times = true\n", &["must be a list"]);
+    refused("[reminders]\nexpired_notice = \"maybe\"\n", &["true or false"]);
+    refused("[mail.smtp]\nport = 70000\n", &["from 0 to 65535"]);
+    refused("[mail.smtp]\nport = 99999999999999999999\n", &["from 0 to 65535"]);
+    refused("[retention]\nmessages = 90\n", &["has no unit", "\"90d\""]);
+    refused("[retention]\nmessages = \"\"\n", &["must not be empty"]);
+}
+
+#[test]
+fn the_url_file_wins_and_is_trimmed() {
+    let machine = Machine::new();
+    let secret = machine.file("url", "\n postgres://u:geheim@h/db \n");
+    let text = format!("[store]\nurl = \"nonsense\"\nurl_file = {:?}\n", secret);
+    let path = machine.file("given.toml", &text);
+    let settings = machine.load(Some(&path)).unwrap();
+    assert_eq!(settings.store.url.expose(), "postgres://u:geheim@h/db");
+    assert!(!format!("{settings:?}").contains("geheim"));
+
+    machine.file("url", "mysql://u:geheim@h/db");
+    let problem = machine.problems(&text).join("\n");
+    assert!(problem.contains("the URL in this file must begin with"), "{problem}");
+    assert!(!problem.contains("geheim"), "{problem}");
+
+    refused("[store]\nurl_file = \"/nowhere/url\"\n", &["store.url_file", "cannot be read"]);
+}
+
+#[test]
+fn lead_times_are_positive_and_given_once() {
+    refused("[reminders]\nlead_times = [\"0s\"]\n", &["reminders.expired_notice"]);
+    refused("[reminders]\nlead_times = [\"1d\", \"7d\", \"24h\", \"1d\"]\n", &["1d is given twice"]);
+}
+
+#[test]
+fn the_ledger_outlives_the_leads() {
+    let text = |keep: &str| {
+        format!("[reminders]\nlead_times = [\"30d\"]\nstale_after = \"7d\"\n[retention]\nreminders = {keep:?}\n")
+    };
+    assert_eq!(load(&text("37d")).retention.reminders, TimeDelta::days(37));
+    refused(&text("36d 23h"), &["retention.reminders = \"36d 23h\"", "37d", "would be sent again"]);
+}
+
+#[test]
+fn retentions_are_positive_and_stale_after_may_be_zero() {
+    refused("[retention]\nmessages = \"0s\"\n", &["longer than zero"]);
+    let settings = load("[reminders]\nstale_after = \"0s\"\n");
+    assert_eq!(settings.reminders.stale_after, TimeDelta::zero());
+}
+
+#[test]
+fn schedules_are_checked() {
+    refused("[schedule]\npurge = \"17 3 * * *\"\n", &["schedule.purge", "\"0 17 3 * * *\""]);
+    refused("[schedule]\npurge = \"0 0 0 31 2 *\"\n", &["never fires"]);
+}
+
+#[test]
+fn log_levels_are_checked() {
+    refused("[log]\nlevel = \"inof\"\n", &["log.level = \"inof\"", "is not a level"]);
+    assert_eq!(load("[log]\nlevel = \"lapsed=debug,info\"\n").log.level, "lapsed=debug,info");
+}
+
+#[test]
+fn a_maildir_needs_its_path() {
+    refused(
+        "[mail]\ntransport = \"maildir\"\n",
+        &["mail.maildir.path = \"\" (built-in default)", "must name a directory"],
+    );
+    assert_eq!(
+        load("[mail]\ntransport = \"maildir\"\nmaildir.path = \"/var/mail/x\"\n").mail.transport,
+        Some(Transport::Maildir { path: "/var/mail/x".into() })
+    );
+    refused("[mail]\ntransport = \"pigeon\"\n", &["\"maildir\" or \"smtp\""]);
+}
+
+#[test]
+fn each_kind_of_encryption_has_its_port() {
+    for (tls, port) in [("starttls", 587), ("implicit", 465), ("none", 25)] {
+        let settings = load(&format!("[mail]\ntransport = \"smtp\"\nsmtp.tls = {tls:?}\n"));
+        let Some(Transport::Smtp(smtp)) = settings.mail.transport else {
+            panic!("smtp was chosen");
+        };
+        assert_eq!(smtp.port, port);
+    }
+}
+
+#[test]
+fn credentials_come_whole_and_encrypted() {
+    refused("[mail.smtp]\nusername = \"u\"\n", &["mail.smtp.username", "password_file"]);
+    refused("[mail.smtp]\npassword_file = \"/p\"\n", &["mail.smtp.password_file", "username"]);
+    refused(
+        "[mail.smtp]\nusername = \"u\"\npassword_file = \"/p\"\ntls = \"none\"\n",
+        &["mail.smtp.tls = \"none\"", "in the clear"],
+    );
+    refused("[mail.smtp]\nhost = \"smtp://h\"\n", &["mail.smtp.host"]);
+}
+
+#[test]
+fn mail_addresses_are_checked() {
+    let from = |text: &str| load(&format!("[mail]\nfrom = '{text}'\n")).mail.from.unwrap();
+    assert_eq!(from("a@example.org").name, None);
+    assert_eq!(from("J. Doe, Tokens <a@example.org>").name.unwrap(), "J. Doe, Tokens");
+    assert_eq!(from("\"Quoted\" <a@example.org>").name.unwrap(), "Quoted");
+    assert_eq!(from("<a@example.org>").email.to_string(), "a@example.org");
+    for wrong in ["a", "a@", "a@example.org, b@example.org", "a@example.org b", "X <a>", "\"X <a@example.org>"] {
+        refused(&format!("[mail]\nfrom = '{wrong}'\n"), &["mail.from", "must be a mail address"]);
+    }
+    refused("[mail]\nfrom = \"X\\r\\nBcc: y <a@example.org>\"\n", &["line breaks"]);
+    refused("[mail]\nfallback_to = \"Ops <ops@example.org>\"\n", &["mail.fallback_to", "a mail address alone"]);
+}
+
+#[test]
+fn the_manage_url_is_a_url_with_known_placeholders() {
+    for right in ["https://example.org/tokens/{token_id}?o={owner_id}&x={external_id}", "http://localhost:8080"] {
+        let settings = load(&format!("[mail]\nmanage_url = {right:?}\n"));
+        assert_eq!(settings.mail.manage_url.as_deref(), Some(right));
+    }
+    for (wrong, word) in [
+        ("https://example.org/{id}", "no placeholder {id}"),
+        ("https://example.org/{token_id", "without its partner"),
+        ("https://example.org/token_id}", "without its partner"),
+        ("ftp://example.org", "must be a URL"),
+        ("https:///path", "must be a URL"),
+        ("https://example.org/a b", "must be a URL"),
+        ("javascript:alert(1)", "must be a URL"),
+    ] {
+        refused(&format!("[mail]\nmanage_url = {wrong:?}\n"), &["mail.manage_url", word]);
+    }
+}
+
+#[test]
+fn running_needs_a_transport_and_a_sender() {
+    let error = Machine::new().load(None).unwrap().require_mail().unwrap_err().to_string();
+    for words in [
+        "mail.transport is not set",
+        "transport = \"smtp\"",
+        "LAPSED__MAIL__TRANSPORT",
+        "mail.from is not set",
+        "from = \"Tokens <tokens@example.org>\"",
+        "LAPSED__MAIL__FROM",
+    ] {
+        assert!(error.contains(words), "{words:?} is not in: {error}");
+    }
+    let settings = load("[mail]\ntransport = \"smtp\"\nfrom = \"a@example.org\"\n");
+    let (transport, from) = settings.require_mail().unwrap();
+    assert!(matches!(transport, Transport::Smtp(_)));
+    assert_eq!(from.email.to_string(), "a@example.org");
+}
