@@ -20,6 +20,12 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> Timestamp;
 }
 
+impl<C: Clock> Clock for std::sync::Arc<C> {
+    fn now(&self) -> Timestamp {
+        (**self).now()
+    }
+}
+
 /// An instant without its fraction of a second.
 pub fn whole_seconds(instant: DateTime<Utc>) -> Timestamp {
     instant.trunc_subsecs(0)

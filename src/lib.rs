@@ -6,4 +6,6 @@ pub mod schedule;
 pub mod token;
 pub mod policy;
 pub mod change;
+pub mod store;
+pub mod jobs;
 pub mod telemetry;

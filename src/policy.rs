@@ -45,6 +45,11 @@ impl Lead {
         TimeDelta::try_seconds(self.0).unwrap_or(TimeDelta::MAX)
     }
 
+    /// The deadline whose reminder at this lead falls due at this instant.
+    pub fn deadline_for(self, due_at: Timestamp) -> Timestamp {
+        due_at.checked_add_signed(self.span()).unwrap_or(Timestamp::MAX_UTC)
+    }
+
     /// When a reminder at this lead falls due.
     pub fn due_at(self, expires_at: Timestamp) -> Timestamp {
         expires_at.checked_sub_signed(self.span()).unwrap_or(Timestamp::MIN_UTC)

@@ -91,7 +91,7 @@ macro_rules! words {
         impl std::str::FromStr for $name {
             type Err = ();
 
-            fn from_str(word: &str) -> Result<Self, ()> {
+            fn from_str(word: &str) -> std::result::Result<Self, ()> {
                 match word { $($word => Ok(Self::$variant),)+ _ => Err(()) }
             }
         }

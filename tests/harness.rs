@@ -5,8 +5,7 @@ mod support;
 use std::time::Duration;
 
 use lettre::{
-    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, address::Envelope,
-    transport::smtp,
+    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, address::Envelope, transport::smtp,
 };
 use support::{
     Stored, postgres,
@@ -42,14 +41,9 @@ fn sent(rcpt_to: &[&str]) -> Stored {
 }
 
 async fn send_to(port: u16, rcpt_to: &[&str]) -> Result<smtp::response::Response, smtp::Error> {
-    let to = rcpt_to
-        .iter()
-        .map(|address| address.parse::<Address>().unwrap())
-        .collect();
+    let to = rcpt_to.iter().map(|address| address.parse::<Address>().unwrap()).collect();
     let envelope = Envelope::new(Some("lapsed@example.org".parse().unwrap()), to).unwrap();
-    transport(port)
-        .send_raw(&envelope, &message().formatted())
-        .await
+    transport(port).send_raw(&envelope, &message().formatted()).await
 }
 
 #[tokio::test]
@@ -58,10 +52,7 @@ async fn two_databases_at_once_know_nothing_of_each_other() {
     assert_ne!(one.url, two.url);
     for database in [&one, &two] {
         let mut connection = database.connect().await;
-        let answer: i32 = sqlx::query_scalar("SELECT 1")
-            .fetch_one(&mut connection)
-            .await
-            .unwrap();
+        let answer: i32 = sqlx::query_scalar("SELECT 1").fetch_one(&mut connection).await.unwrap();
         assert_eq!(answer, 1);
         sqlx::query("CREATE TABLE only_here (id INTEGER)")
             .execute(&mut connection)
@@ -94,10 +85,7 @@ async fn connections_can_be_cut() {
     let database = postgres::fresh().await;
     let mut connection = database.connect().await;
     assert_eq!(database.cut_connections().await, 1);
-    sqlx::query("SELECT 1")
-        .execute(&mut connection)
-        .await
-        .expect_err("the session is gone");
+    sqlx::query("SELECT 1").execute(&mut connection).await.expect_err("the session is gone");
     database.connect().await;
 }
 
@@ -142,23 +130,17 @@ async fn the_script_answers_by_phase_address_and_turn() {
         .on_rcpt("Dead@example.org", "550 5.1.1 no such user")
         .once(Phase::Mail, reply("451 4.3.0 later"))
         .once(Phase::Dot, reply("552 5.3.4 too big"))
-        .decide(Phase::Ehlo, |line| {
-            line.contains("unwanted").then(|| reply("550 go away"))
-        })
+        .decide(Phase::Ehlo, |line| line.contains("unwanted").then(|| reply("550 go away")))
         .start()
         .await;
     for expected in ["451", "552"] {
-        let error = send_to(server.port(), &["ann@example.org"])
-            .await
-            .unwrap_err();
+        let error = send_to(server.port(), &["ann@example.org"]).await.unwrap_err();
         let status = error.status().map(|code| code.to_string());
         assert_eq!(status.as_deref(), Some(expected), "{error}");
     }
     assert_eq!(server.accepted(), []);
     send_to(server.port(), &["ann@example.org"]).await.unwrap();
-    let error = send_to(server.port(), &["dead@example.org"])
-        .await
-        .unwrap_err();
+    let error = send_to(server.port(), &["dead@example.org"]).await.unwrap_err();
     assert!(error.is_permanent(), "{error}");
     assert_eq!(server.accepted(), [sent(&["ann@example.org"])]);
 }
@@ -167,18 +149,13 @@ async fn the_script_answers_by_phase_address_and_turn() {
 async fn the_script_cuts_connections_and_can_keep_the_message() {
     let server = Script::new()
         .once(Phase::Connect, Action::Close)
-        .once(
-            Phase::Ehlo,
-            Action::ReplyAndClose("421 4.3.2 closing".to_owned()),
-        )
+        .once(Phase::Ehlo, Action::ReplyAndClose("421 4.3.2 closing".to_owned()))
         .once(Phase::Dot, Action::Close)
         .once(Phase::Dot, Action::TakeAndClose)
         .start()
         .await;
     for taken in [0, 0, 0, 1] {
-        send_to(server.port(), &["ann@example.org"])
-            .await
-            .expect_err("the connection is cut");
+        send_to(server.port(), &["ann@example.org"]).await.expect_err("the connection is cut");
         assert_eq!(server.accepted().len(), taken);
     }
     send_to(server.port(), &["ann@example.org"]).await.unwrap();
@@ -204,9 +181,7 @@ async fn the_script_refuses_what_a_client_must_not_do() {
 
     // Everything at once, and the connection's writing half closed after it.
     async fn converse(server: &support::smtp_script::Server, said: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port()))
-            .await
-            .unwrap();
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
         stream.write_all(said.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut heard = String::new();
@@ -219,10 +194,7 @@ async fn the_script_refuses_what_a_client_must_not_do() {
     assert!(heard.contains("\r\n554 5.5.0 MAIL"), "{heard}");
     let server = Script::new().pipelining().start().await;
     let heard = converse(&server, group).await;
-    assert!(
-        heard.ends_with("250 2.1.5 ok\r\n221 2.0.0 bye\r\n"),
-        "{heard}"
-    );
+    assert!(heard.ends_with("250 2.1.5 ok\r\n221 2.0.0 bye\r\n"), "{heard}");
     let heard = converse(&server, "RCPT TO:<b@example.org>\r\n").await;
     assert!(heard.contains("\r\n503 5.5.1"), "{heard}");
     let heard = converse(&server, "NOOP\n").await;
@@ -233,13 +205,8 @@ async fn the_script_refuses_what_a_client_must_not_do() {
 async fn a_dropped_script_closes_its_connections() {
     use tokio::io::AsyncReadExt;
 
-    let server = Script::new()
-        .on(Phase::Connect, Action::Stall)
-        .start()
-        .await;
-    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port()))
-        .await
-        .unwrap();
+    let server = Script::new().on(Phase::Connect, Action::Stall).start().await;
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
     server.reached(Phase::Connect, 1).await;
     drop(server);
     let read = stream.read(&mut [0; 1]).await;

@@ -7,9 +7,11 @@
 
 use std::fmt;
 
+pub mod backend;
 pub mod postgres;
 pub mod smtp;
 pub mod smtp_script;
+pub mod world;
 
 /// A message as an SMTP server took it: what the envelope said, and the content.
 #[derive(Clone, PartialEq, Eq)]
@@ -26,9 +28,7 @@ impl fmt::Debug for Stored {
     /// As text, line by line: this is what a failed assertion prints.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "MAIL {:?} RCPT {:?}", self.mail_from, self.rcpt_to)?;
-        self.data
-            .split_inclusive(|&byte| byte == b'\n')
-            .try_for_each(|line| writeln!(f, "  {}", line.escape_ascii()))
+        self.data.split_inclusive(|&byte| byte == b'\n').try_for_each(|line| writeln!(f, "  {}", line.escape_ascii()))
     }
 }
 
@@ -37,21 +37,18 @@ impl fmt::Debug for Stored {
 /// # Panics
 /// When it is unset, saying what to run.
 fn from_environment(name: &str, provides: &str) -> String {
-    std::env::var(name)
-        .unwrap_or_else(|_| panic!("{name} is not set: run tests/run, which {provides}"))
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run tests/run, which {provides}"))
 }
 
 /// A name that no other test, process or run uses: `prefix` and 16 hexadecimal digits.
 fn unique_name(prefix: &str) -> String {
-    let random = getrandom::u64().expect("the system gives random bytes");
+    let random: u64 = rand::random();
     format!("{prefix}{random:016x}")
 }
 
 /// The address in the argument of MAIL or RCPT: `FROM:<a@b> SIZE=1` or `<a@b>` give `a@b`.
 fn address_of(argument: &str) -> String {
-    let address = argument
-        .split_once('<')
-        .and_then(|(_, rest)| rest.split_once('>'))
-        .map_or(argument, |(address, _)| address);
+    let address =
+        argument.split_once('<').and_then(|(_, rest)| rest.split_once('>')).map_or(argument, |(address, _)| address);
     address.trim().to_owned()
 }

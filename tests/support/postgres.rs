@@ -30,11 +30,7 @@ pub async fn fresh() -> Database {
         .unwrap_or_else(|error| panic!("CREATE DATABASE {name}: {error}"));
     // Waiting for the goodbye keeps the number of connections bounded.
     let _ = admin.close().await;
-    Database {
-        url: with_database(&admin_url, &name),
-        name,
-        admin_url,
-    }
+    Database { url: with_database(&admin_url, &name), name, admin_url }
 }
 
 impl Database {
@@ -89,16 +85,11 @@ impl Drop for Database {
 
 async fn connect(url: &str) -> PgConnection {
     // The URL holds the password: the message must not show it.
-    try_connect(url)
-        .await
-        .unwrap_or_else(|error| panic!("cannot connect to the PostgreSQL of the tests: {error}"))
+    try_connect(url).await.unwrap_or_else(|error| panic!("cannot connect to the PostgreSQL of the tests: {error}"))
 }
 
 async fn try_connect(url: &str) -> Result<PgConnection, sqlx::Error> {
-    url.parse::<PgConnectOptions>()?
-        .disable_statement_logging()
-        .connect()
-        .await
+    url.parse::<PgConnectOptions>()?.disable_statement_logging().connect().await
 }
 
 /// The same URL with another database; parameters stay.

@@ -93,10 +93,7 @@ impl Sink {
                 return messages;
             }
             let stored = messages.len();
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{stored} of {count} messages within {PATIENCE:?}"
-            );
+            assert!(start.elapsed() < PATIENCE, "{stored} of {count} messages within {PATIENCE:?}");
             sleep(POLL);
         }
     }
@@ -120,12 +117,8 @@ fn try_start(program: &str, options: &[&str]) -> Option<Sink> {
     let host = format!("{}.example", super::unique_name("sink-"));
     let mut command = Command::new(program);
     // In the directory, with a relative template: strftime would read a '%' of its path.
-    command
-        .current_dir(store.path())
-        .args(["-d", "message.", "-h", &host]);
-    let owner = std::fs::metadata(store.path())
-        .expect("the directory of the stored messages")
-        .uid();
+    command.current_dir(store.path()).args(["-d", "message.", "-h", &host]);
+    let owner = std::fs::metadata(store.path()).expect("the directory of the stored messages").uid();
     if owner == 0 {
         // smtp-sink insists on giving up root; the new user must be able to write.
         chown(store.path(), Some(id_of("nobody")), None).expect("chown to nobody");
@@ -140,11 +133,7 @@ fn try_start(program: &str, options: &[&str]) -> Option<Sink> {
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {program}: {error}"));
     // From here on a panic ends the process, too.
-    let mut sink = Sink {
-        process,
-        port,
-        store,
-    };
+    let mut sink = Sink { process, port, store };
     let start = Instant::now();
     loop {
         match greeting(port) {
@@ -156,10 +145,7 @@ fn try_start(program: &str, options: &[&str]) -> Option<Sink> {
         if ended.is_some() {
             return None;
         }
-        assert!(
-            start.elapsed() < PATIENCE,
-            "smtp-sink does not answer on port {port} within {PATIENCE:?}"
-        );
+        assert!(start.elapsed() < PATIENCE, "smtp-sink does not answer on port {port} within {PATIENCE:?}");
         sleep(POLL);
     }
 }
@@ -175,24 +161,14 @@ fn greeting(port: u16) -> Option<String> {
 
 /// The number of a user.
 fn id_of(user: &str) -> u32 {
-    let output = Command::new("id")
-        .args(["-u", user])
-        .output()
-        .expect("the command id");
-    String::from_utf8_lossy(&output.stdout)
-        .trim()
-        .parse()
-        .unwrap_or_else(|_| panic!("no user {user} on this machine"))
+    let output = Command::new("id").args(["-u", user]).output().expect("the command id");
+    String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or_else(|_| panic!("no user {user} on this machine"))
 }
 
 /// Reads one dump file: lines that smtp-sink wrote, the last of them a `Received` of three, then the message, then an
 /// empty line. `None` while that is not complete.
 fn parse(path: &Path, content: &[u8]) -> Option<Stored> {
-    let mut stored = Stored {
-        mail_from: String::new(),
-        rcpt_to: Vec::new(),
-        data: Vec::new(),
-    };
+    let mut stored = Stored { mail_from: String::new(), rcpt_to: Vec::new(), data: Vec::new() };
     let mut lines = content.strip_suffix(b"\n\n")?.split(|&byte| byte == b'\n');
     loop {
         let line = String::from_utf8_lossy(lines.next()?);

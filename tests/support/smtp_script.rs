@@ -114,19 +114,11 @@ impl Script {
     /// Answers RCPT TO for this address (in any case) so.
     pub fn on_rcpt(self, address: &str, text: &str) -> Script {
         let (address, action) = (address.to_owned(), reply(text));
-        self.decide(Phase::Rcpt, move |line| {
-            address_of(line)
-                .eq_ignore_ascii_case(&address)
-                .then(|| action.clone())
-        })
+        self.decide(Phase::Rcpt, move |line| address_of(line).eq_ignore_ascii_case(&address).then(|| action.clone()))
     }
 
     /// Lets a closure decide. It sees the whole command line, at [`Phase::Dot`] the message, at [`Phase::Connect`] nothing.
-    pub fn decide(
-        mut self,
-        phase: Phase,
-        decide: impl FnMut(&str) -> Option<Action> + Send + 'static,
-    ) -> Script {
+    pub fn decide(mut self, phase: Phase, decide: impl FnMut(&str) -> Option<Action> + Send + 'static) -> Script {
         self.rules.push((phase, Box::new(decide)));
         self
     }
@@ -136,9 +128,7 @@ impl Script {
     /// # Panics
     /// When no port can be had.
     pub async fn start(self) -> Server {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .await
-            .expect("a free port of 127.0.0.1");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port of 127.0.0.1");
         let port = listener.local_addr().expect("the port just bound").port();
         let shared = Arc::new(Shared {
             extensions: self.extensions,
@@ -149,11 +139,7 @@ impl Script {
             released: Semaphore::new(0),
         });
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Server {
-            port,
-            shared,
-            accepting,
-        }
+        Server { port, shared, accepting }
     }
 }
 
@@ -182,12 +168,7 @@ impl Server {
 
     /// How often a phase was reached so far; for [`Phase::Connect`], the number of connections.
     pub fn times(&self, phase: Phase) -> usize {
-        self.shared
-            .reached
-            .borrow()
-            .get(&phase)
-            .copied()
-            .unwrap_or(0)
+        self.shared.reached.borrow().get(&phase).copied().unwrap_or(0)
     }
 
     /// Waits until a phase was reached `times` times, counted from the start.
@@ -196,14 +177,9 @@ impl Server {
     /// After ten seconds.
     pub async fn reached(&self, phase: Phase, times: usize) {
         let mut reached = self.shared.reached.subscribe();
-        let wait =
-            reached.wait_for(|counts| counts.get(&phase).is_some_and(|&count| count >= times));
+        let wait = reached.wait_for(|counts| counts.get(&phase).is_some_and(|&count| count >= times));
         let reached = tokio::time::timeout(PATIENCE, wait).await.is_ok();
-        assert!(
-            reached,
-            "{phase:?} reached {} times within {PATIENCE:?}, not {times}",
-            self.times(phase)
-        );
+        assert!(reached, "{phase:?} reached {} times within {PATIENCE:?}, not {times}", self.times(phase));
     }
 
     /// Lets one conversation that stalls, or the next that would, go on.
@@ -231,20 +207,15 @@ struct Shared {
 
 /// A closure of the test may have panicked while it held the lock; what it guards is whole all the same.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut conversations = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         while conversations.try_join_next().is_some() {}
-        let mut conversation = Conversation {
-            stream: BufReader::new(stream),
-            shared: Arc::clone(&shared),
-            envelope: None,
-        };
+        let mut conversation =
+            Conversation { stream: BufReader::new(stream), shared: Arc::clone(&shared), envelope: None };
         conversations.spawn(async move {
             // A client that goes away mid-sentence is what many tests are about.
             let _ = conversation.run().await;
@@ -293,8 +264,7 @@ impl Conversation {
                 }
                 "HELO" => {
                     self.envelope = None;
-                    self.answer(Phase::Ehlo, &line, "250 script.example")
-                        .await?
+                    self.answer(Phase::Ehlo, &line, "250 script.example").await?
                 }
                 "MAIL" => self.mail(&line).await?,
                 "RCPT" => self.rcpt(&line).await?,
@@ -334,11 +304,7 @@ impl Conversation {
         }
         let next = self.answer(Phase::Mail, line, "250 2.1.0 ok").await?;
         if let Next::Accepted = next {
-            self.envelope = Some(Stored {
-                mail_from: address_of(line),
-                rcpt_to: Vec::new(),
-                data: Vec::new(),
-            });
+            self.envelope = Some(Stored { mail_from: address_of(line), rcpt_to: Vec::new(), data: Vec::new() });
         }
         Ok(next)
     }
@@ -400,13 +366,9 @@ impl Conversation {
 
     /// What the rules say, after any stalling; `None`: accept.
     async fn decide(&self, phase: Phase, line: &str) -> Option<Action> {
-        let action = lock(&self.shared.rules)
-            .iter_mut()
-            .filter(|(of, _)| *of == phase)
-            .find_map(|(_, decide)| decide(line));
-        self.shared
-            .reached
-            .send_modify(|counts| *counts.entry(phase).or_default() += 1);
+        let action =
+            lock(&self.shared.rules).iter_mut().filter(|(of, _)| *of == phase).find_map(|(_, decide)| decide(line));
+        self.shared.reached.send_modify(|counts| *counts.entry(phase).or_default() += 1);
         if let Some(Action::Stall) = action {
             let permit = self.shared.released.acquire().await;
             permit.expect("never closed").forget();
@@ -439,9 +401,7 @@ impl Conversation {
     }
 
     async fn say(&mut self, text: &str) -> io::Result<()> {
-        self.stream
-            .write_all(format!("{text}\r\n").as_bytes())
-            .await
+        self.stream.write_all(format!("{text}\r\n").as_bytes()).await
     }
 
     fn ehlo_reply(&self) -> String {
@@ -458,11 +418,7 @@ impl Conversation {
 
     /// Whether the next command may come before the reply to this one (RFC 2920, section 3.1).
     fn may_be_followed(&self, verb: &str) -> bool {
-        let offered = self
-            .shared
-            .extensions
-            .iter()
-            .any(|line| line.eq_ignore_ascii_case("PIPELINING"));
+        let offered = self.shared.extensions.iter().any(|line| line.eq_ignore_ascii_case("PIPELINING"));
         offered && matches!(verb, "MAIL" | "RCPT" | "RSET")
     }
 

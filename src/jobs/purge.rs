@@ -1,0 +1,42 @@
+//! `purge`: removes what is older than its retention, in bounded batches.
+
+use chrono::TimeDelta;
+
+use super::Outcome;
+use crate::clock::Timestamp;
+use crate::store::jobs::Lease;
+use crate::store::planning::{Cutoffs, Purged};
+use crate::store::{Result, Store};
+
+/// The job's name in the store and in logs.
+pub const NAME: &str = "purge";
+
+/// How many rows of each kind a step removes.
+pub const BATCH: u32 = 1_000;
+
+/// How long things are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Ledger rows, after the deadline that they speak of.
+    pub reminders: TimeDelta,
+    /// Messages, after they were sent or given up.
+    pub messages: TimeDelta,
+    /// Tokens, after they ended.
+    pub ended_tokens: TimeDelta,
+}
+
+/// Removes a batch of each kind.
+///
+/// # Errors
+/// When the store fails or the lease was lost; nothing of the batch is removed then.
+pub async fn step<S: Store>(store: &S, lease: &Lease, keep: Retention, now: Timestamp) -> Result<Outcome<Purged>> {
+    let before = |span: TimeDelta| now.checked_sub_signed(span).unwrap_or(Timestamp::UNIX_EPOCH);
+    let cutoffs = Cutoffs {
+        reminders: before(keep.reminders),
+        messages: before(keep.messages),
+        ended_tokens: before(keep.ended_tokens),
+    };
+    let did = store.purge(lease, cutoffs, now, BATCH).await?;
+    let more = [did.reminders, did.messages, did.tokens].iter().any(|count| *count >= u64::from(BATCH));
+    Ok(Outcome { did, more })
+}

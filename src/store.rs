@@ -1,0 +1,66 @@
+//! The store: what is remembered, and the only code that speaks SQL.
+//!
+//! Methods are whole operations: each is one transaction, or a plain read, and no transaction type leaks upward.
+//! A method that writes repeats the conditions that its caller decided on, so an edit in between wins. What several
+//! processes do at once names one bucket; what one leased process does may read across buckets, and writes only while
+//! it holds its lease ([`jobs::Lease`]).
+//!
+//! Guaranteed at every commit: a `pending` reminder has an `open` or `held` message of its contact, or belongs to one
+//! that is `sending` or in `retry`. A process that dies at any point leaves a state from which any other goes on.
+//!
+//! There are two back ends, [`Sqlite`] and [`Postgres`], with one conformance suite for both.
+
+pub mod accounts;
+mod common;
+mod error;
+pub mod jobs;
+pub mod outbox;
+pub mod planning;
+mod postgres;
+mod row;
+mod sqlite;
+
+use std::future::Future;
+
+use chrono::{DateTime, Utc};
+
+pub use accounts::Accounts;
+pub use error::Error;
+pub use jobs::Jobs;
+pub use outbox::Outbox;
+pub use planning::Planning;
+pub use postgres::Postgres;
+pub use sqlite::Sqlite;
+
+/// What every method answers.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
+pub trait Store: Accounts + Planning + Outbox + Jobs + Clone + Send + Sync + 'static {
+    /// What the store's own clock says; `None` where it is the host's.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    fn clock_reading(&self) -> impl Future<Output = Result<Option<DateTime<Utc>>>> + Send;
+
+    /// Closes all connections.
+    fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+fn migration_error(error: sqlx::migrate::MigrateError) -> Error {
+    use sqlx::migrate::MigrateError as M;
+    match error {
+        M::Execute(error) => error.into(),
+        M::VersionMissing(version) => Error::Open(format!(
+            "the database has migration {version}, which this version of lapsed does not know: it was last used by a \
+             newer one; install that, or restore a backup made before it"
+        )),
+        M::VersionMismatch(version) => Error::Open(format!(
+            "migration {version} of the database is not the one in this program: the schema was changed by another build"
+        )),
+        M::Dirty(version) => {
+            Error::Open(format!("migration {version} of the database stopped half-way; restore a backup and try again"))
+        }
+        other => Error::Open(format!("the database cannot be brought up to date: {other}")),
+    }
+}

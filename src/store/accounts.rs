@@ -1,0 +1,206 @@
+//! What people do: owners, contacts and tokens are made, changed, listed and verified.
+
+use std::future::Future;
+
+use chrono_tz::Tz;
+
+use super::Result;
+use crate::change::{Changed, Refused};
+use crate::clock::Timestamp;
+use crate::policy::Lead;
+use crate::token::{
+    Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SecretHash, Token, TokenId, words,
+};
+
+/// A contact to be made or found by its address.
+#[derive(Clone, Debug)]
+pub struct NewContact {
+    /// Where its mail goes.
+    pub address: Address,
+    /// Overrides the owner's zone; taken only when the contact is new.
+    pub time_zone: Option<Tz>,
+    /// Overrides the owner's locale; taken only when the contact is new.
+    pub locale: Option<String>,
+}
+
+impl From<Address> for NewContact {
+    fn from(address: Address) -> Self {
+        Self { address, time_zone: None, locale: None }
+    }
+}
+
+/// How an owner is named.
+#[derive(Clone, Debug)]
+pub enum OwnerRef {
+    /// By its key.
+    Key(String),
+    /// By its id.
+    Id(IdRef),
+    /// By the address of one of its contacts.
+    Address(Address),
+}
+
+/// What has become of a reminder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ReminderState {
+    /// To be sent.
+    Pending,
+    /// A mail server took it.
+    Sent,
+    /// A tighter one speaks.
+    Superseded,
+    /// It was no longer true.
+    Cancelled,
+    /// Nobody could be told.
+    Unreachable,
+    /// It came too late to be of use.
+    Stale,
+    /// Its mail could not be delivered.
+    Failed,
+}
+
+words!(ReminderState {
+    Pending => "pending",
+    Sent => "sent",
+    Superseded => "superseded",
+    Cancelled => "cancelled",
+    Unreachable => "unreachable",
+    Stale => "stale",
+    Failed => "failed",
+});
+
+/// A row of the ledger, as `lapsed token show` prints it.
+#[derive(Clone, Debug)]
+pub struct ReminderRecord {
+    /// Which of the token's deadlines.
+    pub generation: i32,
+    /// How long before it.
+    pub lead: Lead,
+    /// The deadline that it spoke of.
+    pub deadline: Timestamp,
+    /// What has become of it.
+    pub state: ReminderState,
+    /// Why it was not sent.
+    pub reason: Option<String>,
+    /// Whether it told the fallback what an owner could not be told.
+    pub escalation: bool,
+    /// To whom; `None` where the owner had no contact, or the contact is gone.
+    pub address: Option<Address>,
+    /// When it was written.
+    pub created_at: Timestamp,
+    /// When it was sent or given up.
+    pub settled_at: Option<Timestamp>,
+    /// The message that carried it.
+    pub message: Option<MessageId>,
+}
+
+/// Owners, contacts and tokens.
+pub trait Accounts {
+    /// Adds an owner with its contacts and, where it has one, its primary token.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](super::Error::Exists) when the key is taken.
+    fn add_owner(
+        &self,
+        owner: &Owner,
+        contacts: &[NewContact],
+        primary: Option<(&Token, &SecretHash)>,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// The owners that a reference fits; more than one when an address speaks for several, or a short id is ambiguous.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn find_owners(&self, by: &OwnerRef) -> impl Future<Output = Result<Vec<Owner>>> + Send;
+
+    /// Who speaks for an owner.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn contacts_of(&self, owner: OwnerId) -> impl Future<Output = Result<Vec<Contact>>> + Send;
+
+    /// Lets a contact speak for an owner. Doing it twice changes nothing.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn link_contact(
+        &self,
+        owner: OwnerId,
+        contact: &NewContact,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<ContactId>> + Send;
+
+    /// A contact speaks for an owner no longer. What is pending is cancelled when its message is claimed.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn unlink_contact(&self, owner: OwnerId, contact: ContactId) -> impl Future<Output = Result<()>> + Send;
+
+    /// Makes this address, and no other, the fallback that escalations go to; `None`: nobody.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn set_fallback(
+        &self,
+        address: Option<&Address>,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<Option<ContactId>>> + Send;
+
+    /// Adds a token; one without a secret is only watched.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](super::Error::Exists) when the owner has such a primary or external id already,
+    /// [`Error::Missing`](super::Error::Missing) when there is no such owner.
+    fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> impl Future<Output = Result<()>> + Send;
+
+    /// The tokens whose id this is, or ends so.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn find_tokens(&self, id: &IdRef) -> impl Future<Output = Result<Vec<Token>>> + Send;
+
+    /// Changes a token: locks it, lets `decide` say what it becomes, and writes that, all in one transaction.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](super::Error::Missing), or what `decide` refuses.
+    fn change_token(
+        &self,
+        id: TokenId,
+        decide: impl FnOnce(&Token) -> std::result::Result<Changed, Refused> + Send,
+    ) -> impl Future<Output = Result<Changed>> + Send;
+
+    /// A page of tokens with their owners' keys, in the order of bucket and id: those after `after`, `limit` at most.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn list_tokens(
+        &self,
+        owner: Option<OwnerId>,
+        after: Option<TokenId>,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<(Token, String)>>> + Send;
+
+    /// The token with this secret, whatever its status.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn token_by_secret(&self, bucket: Bucket, hash: &SecretHash) -> impl Future<Output = Result<Option<Token>>> + Send;
+
+    /// Records that a token was used, unless `unless_since` or later was recorded already.
+    ///
+    /// # Errors
+    /// When the store fails; the use stands all the same.
+    fn record_use(
+        &self,
+        id: TokenId,
+        now: Timestamp,
+        unless_since: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// All that the ledger has of a token, oldest deadline and widest lead first.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn history(&self, token: TokenId) -> impl Future<Output = Result<Vec<ReminderRecord>>> + Send;
+}

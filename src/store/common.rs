@@ -1,0 +1,483 @@
+//! What both back ends say in the same words: the row-at-a-time statements of [`Accounts`], [`Jobs`] and the outbox.
+//!
+//! SQLite understands `$1`, and [`At`](super::row::At) hides how it keeps instants, so one text serves both. What
+//! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
+
+/// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`, `reader()`
+/// and `is_unique_violation` / `is_foreign_key_violation` from sqlx.
+macro_rules! common_operations {
+    ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
+        impl Accounts for $store {
+            async fn add_owner(
+                &self,
+                owner: &Owner,
+                contacts: &[NewContact],
+                primary: Option<(&Token, &SecretHash)>,
+                now: Timestamp,
+            ) -> Result<()> {
+                let mut tx = self.begin().await?;
+                let added = sqlx::query(
+                    "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
+                     VALUES ($1, $2, $3, $4, $5, $6, $7) \
+                     ON CONFLICT DO NOTHING",
+                )
+                .bind(owner.id.bucket().column())
+                .bind(owner.id.uuid())
+                .bind(&owner.key)
+                .bind(&owner.name)
+                .bind(owner.time_zone.name())
+                .bind(&owner.locale)
+                .bind(At(now))
+                .execute(&mut *tx)
+                .await?;
+                if added.rows_affected() == 0 {
+                    return Err(Error::Exists { what: "owner", name: owner.key.clone() });
+                }
+                for contact in contacts {
+                    link(&mut tx, owner.id, contact, now).await?;
+                }
+                if let Some((token, secret)) = primary {
+                    insert_token(&mut tx, token, Some(secret)).await?;
+                }
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn find_owners(&self, by: &OwnerRef) -> Result<Vec<Owner>> {
+                let query = match by {
+                    OwnerRef::Key(key) => sqlx::query_as(
+                        "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
+                         FROM owners o \
+                         WHERE o.bucket = $1 AND o.key = $2 AND o.key <> ':system'",
+                    )
+                    .bind(Bucket::of(key).column())
+                    .bind(key),
+                    OwnerRef::Id(IdRef::Whole(id)) => sqlx::query_as(
+                        "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
+                         FROM owners o \
+                         WHERE o.bucket = $1 AND o.id = $2 AND o.key <> ':system'",
+                    )
+                    .bind(OwnerId::from(*id).bucket().column())
+                    .bind(*id),
+                    OwnerRef::Id(short @ IdRef::Short(digits)) => sqlx::query_as(concat!(
+                        "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
+                         FROM owners o \
+                         WHERE o.bucket = $1 AND ",
+                        $id_digits,
+                        " LIKE '%' || $2 AND o.key <> ':system' ORDER BY o.id"
+                    ))
+                    .bind(short.bucket().column())
+                    .bind(digits),
+                    OwnerRef::Address(address) => sqlx::query_as(
+                        "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
+                         FROM owner_contacts oc \
+                         JOIN owners o ON o.bucket = oc.bucket AND o.id = oc.owner_id \
+                         WHERE oc.contact_id = (SELECT id FROM contacts WHERE bucket = $1 AND address = $2) \
+                         AND o.key <> ':system' \
+                         ORDER BY o.key",
+                    )
+                    .bind(address.bucket().column())
+                    .bind(address.as_str()),
+                };
+                let rows: Vec<OwnerRow> = query.fetch_all(self.reader()).await?;
+                row::all(rows)
+            }
+
+            async fn contacts_of(&self, owner: OwnerId) -> Result<Vec<Contact>> {
+                let ids: Vec<(Uuid,)> = sqlx::query_as(
+                    "SELECT contact_id FROM owner_contacts WHERE bucket = $1 AND owner_id = $2",
+                )
+                .bind(owner.bucket().column())
+                .bind(owner.uuid())
+                .fetch_all(self.reader())
+                .await?;
+                let mut contacts = Vec::with_capacity(ids.len());
+                for (id,) in ids {
+                    contacts.extend(contact(self.reader(), id.into()).await?);
+                }
+                contacts.sort_by(|a, b| a.address.cmp(&b.address));
+                Ok(contacts)
+            }
+
+            async fn link_contact(&self, owner: OwnerId, contact: &NewContact, now: Timestamp) -> Result<ContactId> {
+                let mut tx = self.begin().await?;
+                let id = link(&mut tx, owner, contact, now).await?;
+                tx.commit().await?;
+                Ok(id)
+            }
+
+            async fn unlink_contact(&self, owner: OwnerId, contact: ContactId) -> Result<()> {
+                let mut tx = self.begin().await?;
+                sqlx::query("DELETE FROM owner_contacts WHERE bucket = $1 AND owner_id = $2 AND contact_id = $3")
+                    .bind(owner.bucket().column())
+                    .bind(owner.uuid())
+                    .bind(contact.uuid())
+                    .execute(&mut *tx)
+                    .await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn set_fallback(&self, address: Option<&Address>, now: Timestamp) -> Result<Option<ContactId>> {
+                let bucket = Bucket::of(SYSTEM_OWNER_KEY);
+                let mut tx = self.begin().await?;
+                sqlx::query(
+                    "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
+                     VALUES ($1, $2, $3, 'lapsed', 'UTC', 'en', $4) \
+                     ON CONFLICT DO NOTHING",
+                )
+                .bind(bucket.column())
+                .bind(OwnerId::new(bucket, now).uuid())
+                .bind(SYSTEM_OWNER_KEY)
+                .bind(At(now))
+                .execute(&mut *tx)
+                .await?;
+                let (owner,): (Uuid,) = sqlx::query_as("SELECT id FROM owners WHERE bucket = $1 AND key = $2")
+                    .bind(bucket.column())
+                    .bind(SYSTEM_OWNER_KEY)
+                    .fetch_one(&mut *tx)
+                    .await?;
+                let contact = match address {
+                    Some(address) => Some(link(&mut tx, owner.into(), &address.clone().into(), now).await?),
+                    None => None,
+                };
+                sqlx::query("DELETE FROM owner_contacts WHERE bucket = $1 AND owner_id = $2 AND contact_id <> $3")
+                    .bind(bucket.column())
+                    .bind(owner)
+                    .bind(contact.map_or_else(Uuid::nil, ContactId::uuid))
+                    .execute(&mut *tx)
+                    .await?;
+                tx.commit().await?;
+                Ok(contact)
+            }
+
+            async fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> Result<()> {
+                let mut tx = self.begin().await?;
+                insert_token(&mut tx, token, secret).await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn find_tokens(&self, id: &IdRef) -> Result<Vec<Token>> {
+                let query = match id {
+                    IdRef::Whole(uuid) => sqlx::query_as(concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        " FROM tokens t WHERE t.bucket = $1 AND t.id = $2"
+                    ))
+                    .bind(id.bucket().column())
+                    .bind(*uuid),
+                    IdRef::Short(digits) => sqlx::query_as(concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        " FROM tokens t WHERE t.bucket = $1 AND ",
+                        $id_digits,
+                        " LIKE '%' || $2 ORDER BY t.id"
+                    ))
+                    .bind(id.bucket().column())
+                    .bind(digits),
+                };
+                let rows: Vec<TokenRow> = query.fetch_all(self.reader()).await?;
+                row::all(rows)
+            }
+
+            async fn change_token(
+                &self,
+                id: TokenId,
+                decide: impl FnOnce(&Token) -> std::result::Result<Changed, Refused> + Send,
+            ) -> Result<Changed> {
+                let mut tx = self.begin().await?;
+                let row: Option<TokenRow> = sqlx::query_as(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    " FROM tokens t WHERE t.bucket = $1 AND t.id = $2",
+                    $lock
+                ))
+                .bind(id.bucket().column())
+                .bind(id.uuid())
+                .fetch_optional(&mut *tx)
+                .await?;
+                let row = row.ok_or_else(|| Error::Missing { what: "token", name: id.to_string() })?;
+                let changed = decide(&row.try_into()?)?;
+                let token = &changed.token;
+                sqlx::query(
+                    "UPDATE tokens \
+                     SET description = $3, expires_at = $4, deadline_set_at = $5, generation = $6, unplanned = $7, \
+                         status = $8, ended_at = $9, replaced_by = $10 \
+                     WHERE bucket = $1 AND id = $2",
+                )
+                .bind(id.bucket().column())
+                .bind(id.uuid())
+                .bind(&token.description)
+                .bind(token.expires_at.map(At))
+                .bind(At(token.deadline_set_at))
+                .bind(token.generation)
+                .bind(token.unplanned)
+                .bind(token.status.as_str())
+                .bind(token.ended_at.map(At))
+                .bind(token.replaced_by.map(TokenId::uuid))
+                .execute(&mut *tx)
+                .await?;
+                if let Some((successor, secret)) = &changed.successor {
+                    insert_token(&mut tx, successor, Some(&secret.hash())).await?;
+                }
+                tx.commit().await?;
+                Ok(changed)
+            }
+
+            async fn list_tokens(
+                &self,
+                owner: Option<OwnerId>,
+                after: Option<TokenId>,
+                limit: u32,
+            ) -> Result<Vec<(Token, String)>> {
+                let after = after.map_or_else(Uuid::nil, TokenId::uuid);
+                let bucket = if after.is_nil() { -1 } else { TokenId::from(after).bucket().column() };
+                let query = match owner {
+                    Some(owner) => sqlx::query_as(concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        ", o.key AS owner_key FROM tokens t \
+                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
+                         WHERE (t.bucket, t.id) > ($1, $2) AND t.bucket = $4 AND t.owner_id = $5 \
+                         ORDER BY t.bucket, t.id \
+                         LIMIT $3"
+                    ))
+                    .bind(bucket)
+                    .bind(after)
+                    .bind(i64::from(limit))
+                    .bind(owner.bucket().column())
+                    .bind(owner.uuid()),
+                    None => sqlx::query_as(concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        ", o.key AS owner_key FROM tokens t \
+                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
+                         WHERE (t.bucket, t.id) > ($1, $2) \
+                         ORDER BY t.bucket, t.id \
+                         LIMIT $3"
+                    ))
+                    .bind(bucket)
+                    .bind(after)
+                    .bind(i64::from(limit)),
+                };
+                let rows: Vec<ListedRow> = query.fetch_all(self.reader()).await?;
+                row::all(rows)
+            }
+
+            async fn token_by_secret(&self, bucket: Bucket, hash: &SecretHash) -> Result<Option<Token>> {
+                let row: Option<TokenRow> = sqlx::query_as(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    " FROM tokens t WHERE t.bucket = $1 AND t.secret_hash = $2"
+                ))
+                .bind(bucket.column())
+                .bind(hash.as_slice())
+                .fetch_optional(self.reader())
+                .await?;
+                row.map(Token::try_from).transpose()
+            }
+
+            async fn record_use(&self, id: TokenId, now: Timestamp, unless_since: Timestamp) -> Result<()> {
+                let mut tx = self.begin().await?;
+                sqlx::query(
+                    "UPDATE tokens SET last_used_at = $3 \
+                     WHERE bucket = $1 AND id = $2 AND (last_used_at IS NULL OR last_used_at < $4)",
+                )
+                .bind(id.bucket().column())
+                .bind(id.uuid())
+                .bind(At(now))
+                .bind(At(unless_since))
+                .execute(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn history(&self, token: TokenId) -> Result<Vec<ReminderRecord>> {
+                // A reminder lives in its contact's bucket: 256 probes of the primary key.
+                let rows: Vec<HistoryRow> = sqlx::query_as(
+                    "WITH RECURSIVE buckets (bucket) AS ( \
+                         SELECT 0 UNION ALL SELECT bucket + 1 FROM buckets WHERE bucket < 255 \
+                     ) \
+                     SELECT r.token_id, r.generation, r.lead, r.deadline, r.state, r.reason, r.escalation, c.address, \
+                            r.created_at, r.settled_at, r.message_id \
+                     FROM buckets b \
+                     JOIN reminders r ON r.bucket = b.bucket AND r.token_id = $1 \
+                     LEFT JOIN contacts c ON c.bucket = r.bucket AND c.id = r.contact_id \
+                     ORDER BY r.generation, r.lead DESC, c.address",
+                )
+                .bind(token.uuid())
+                .fetch_all(self.reader())
+                .await?;
+                row::all(rows)
+            }
+        }
+
+        impl Jobs for $store {
+            async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
+                let mut tx = self.begin().await?;
+                let epoch: Option<(i64,)> = sqlx::query_as(
+                    "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at) \
+                     VALUES (0, $1, $2, 1, $3, $4) \
+                     ON CONFLICT (bucket, name) DO UPDATE \
+                     SET holder = excluded.holder, epoch = jobs.epoch + 1, lease_until = excluded.lease_until, \
+                         started_at = excluded.started_at \
+                     WHERE jobs.lease_until <= $4 OR jobs.holder = $2 \
+                     RETURNING epoch",
+                )
+                .bind(job)
+                .bind(holder)
+                .bind(At(now + LEASE))
+                .bind(At(now))
+                .fetch_optional(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                Ok(epoch.map(|(epoch,)| Lease { job, holder, epoch }))
+            }
+
+            async fn finish(
+                &self,
+                lease: &Lease,
+                now: Timestamp,
+                outcome: std::result::Result<&str, &str>,
+            ) -> Result<()> {
+                let mut tx = self.begin().await?;
+                sqlx::query(
+                    "UPDATE jobs \
+                     SET lease_until = $4, finished_at = $4, error = $5, report = COALESCE($6, report) \
+                     WHERE bucket = 0 AND name = $1 AND holder = $2 AND epoch = $3",
+                )
+                .bind(lease.job)
+                .bind(lease.holder)
+                .bind(lease.epoch)
+                .bind(At(now))
+                .bind(outcome.err())
+                .bind(outcome.ok())
+                .execute(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn job_records(&self) -> Result<Vec<JobRecord>> {
+                let rows: Vec<JobRow> = sqlx::query_as(
+                    "SELECT name, started_at, finished_at, error, report, lease_until \
+                     FROM jobs \
+                     WHERE bucket = 0 \
+                     ORDER BY name",
+                )
+                .fetch_all(self.reader())
+                .await?;
+                Ok(rows.into_iter().map(JobRecord::from).collect())
+            }
+        }
+
+        /// Renews a job's lease inside the transaction that relies on it, which locks it until the commit.
+        async fn hold(tx: &mut Transaction<'_, $database>, lease: &Lease, now: Timestamp) -> Result<()> {
+            let held = sqlx::query(
+                "UPDATE jobs SET lease_until = $4 \
+                 WHERE bucket = 0 AND name = $1 AND holder = $2 AND epoch = $3 AND lease_until > $5",
+            )
+            .bind(lease.job)
+            .bind(lease.holder)
+            .bind(lease.epoch)
+            .bind(At(now + LEASE))
+            .bind(At(now))
+            .execute(&mut **tx)
+            .await?;
+            if held.rows_affected() == 1 { Ok(()) } else { Err(Error::LostLease(lease.job)) }
+        }
+
+        async fn contact(pool: &Pool<$database>, id: ContactId) -> Result<Option<Contact>> {
+            let row: Option<ContactRow> = sqlx::query_as(
+                "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
+                 FROM contacts \
+                 WHERE bucket = $1 AND id = $2",
+            )
+            .bind(id.bucket().column())
+            .bind(id.uuid())
+            .fetch_optional(pool)
+            .await?;
+            row.map(Contact::try_from).transpose()
+        }
+
+        async fn link(
+            tx: &mut Transaction<'_, $database>,
+            owner: OwnerId,
+            contact: &NewContact,
+            now: Timestamp,
+        ) -> Result<ContactId> {
+            let bucket = contact.address.bucket();
+            let (id,): (Uuid,) = sqlx::query_as(
+                "INSERT INTO contacts (bucket, id, address, time_zone, locale, created_at) \
+                 VALUES ($1, $2, $3, $4, $5, $6) \
+                 ON CONFLICT (bucket, address) DO UPDATE SET address = excluded.address \
+                 RETURNING id",
+            )
+            .bind(bucket.column())
+            .bind(ContactId::new(bucket, now).uuid())
+            .bind(contact.address.as_str())
+            .bind(contact.time_zone.map(|zone| zone.name()))
+            .bind(contact.locale.as_deref())
+            .bind(At(now))
+            .fetch_one(&mut **tx)
+            .await?;
+            sqlx::query(
+                "INSERT INTO owner_contacts (bucket, owner_id, contact_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            )
+            .bind(owner.bucket().column())
+            .bind(owner.uuid())
+            .bind(id)
+            .execute(&mut **tx)
+            .await?;
+            Ok(id.into())
+        }
+
+        async fn insert_token(
+            tx: &mut Transaction<'_, $database>,
+            token: &Token,
+            secret: Option<&SecretHash>,
+        ) -> Result<()> {
+            sqlx::query(
+                "INSERT INTO tokens \
+                     (bucket, id, owner_id, kind, description, scopes, secret_hash, external_id, hint, created_at, \
+                      expires_at, deadline_set_at, generation, unplanned, last_used_at, status, ended_at, replaced_by) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+            )
+            .bind(token.id.bucket().column())
+            .bind(token.id.uuid())
+            .bind(token.owner.uuid())
+            .bind(token.kind.as_str())
+            .bind(&token.description)
+            .bind(token.scopes.join(" "))
+            .bind(secret.map(|hash| hash.as_slice()))
+            .bind(token.external_id.as_deref())
+            .bind(token.hint.as_deref())
+            .bind(At(token.created_at))
+            .bind(token.expires_at.map(At))
+            .bind(At(token.deadline_set_at))
+            .bind(token.generation)
+            .bind(token.unplanned)
+            .bind(token.last_used_at.map(At))
+            .bind(token.status.as_str())
+            .bind(token.ended_at.map(At))
+            .bind(token.replaced_by.map(TokenId::uuid))
+            .execute(&mut **tx)
+            .await
+            .map_err(|error| match error.as_database_error() {
+                Some(db) if db.is_unique_violation() => {
+                    let what = if token.external_id.is_some() { "token with external id" } else { "primary token of" };
+                    let name = token.external_id.clone().unwrap_or_else(|| token.owner.to_string());
+                    Error::Exists { what, name }
+                }
+                Some(db) if db.is_foreign_key_violation() => {
+                    Error::Missing { what: "owner", name: token.owner.to_string() }
+                }
+                _ => error.into(),
+            })?;
+            Ok(())
+        }
+    };
+}
+pub(super) use common_operations;

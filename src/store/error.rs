@@ -1,0 +1,83 @@
+//! What can go wrong in a store, sorted by what a caller does about it.
+
+use crate::change::Refused;
+
+/// What went wrong in a store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The database cannot be reached, or does not answer in time: worth another try.
+    #[error("the database is not available: {0}")]
+    Unavailable(#[source] sqlx::Error),
+    /// Somebody else's transaction was in the way: worth another try at once.
+    #[error("the database was busy: {0}")]
+    Busy(#[source] sqlx::Error),
+    /// The process no longer holds the lease of its job; another one goes on.
+    #[error("the lease on the job {0} was lost to another process")]
+    LostLease(&'static str),
+    /// The change is not allowed.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// There is one already.
+    #[error("{what} {name} exists already")]
+    Exists {
+        /// What.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// It is not there.
+    #[error("there is no {what} {name}")]
+    Missing {
+        /// What.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// A row holds what `lapsed` never writes.
+    #[error("the store holds a broken row: table {table}, column {column}, row {row}: {problem}")]
+    Broken {
+        /// In which table.
+        table: &'static str,
+        /// In which column.
+        column: &'static str,
+        /// Which row.
+        row: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The store could not be opened or brought up to date.
+    #[error("{0}")]
+    Open(String),
+    /// The database refused a statement.
+    #[error("the database refused: {0}")]
+    Database(#[source] sqlx::Error),
+}
+
+impl Error {
+    /// Whether the same call may succeed when it is made again.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Busy(_))
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match &error {
+            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed | E::Protocol(_) => {
+                Self::Unavailable(error)
+            }
+            E::Database(db) => match db.code().as_deref() {
+                // Serialization failure, deadlock, lock and statement timeout; SQLITE_BUSY and its kin.
+                Some("40001" | "40P01" | "55P03" | "57014" | "5" | "261" | "517" | "6" | "262") => Self::Busy(error),
+                // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); too many
+                // connections.
+                Some(code) if code.starts_with("57P") || code.starts_with("08") || code == "53300" => {
+                    Self::Unavailable(error)
+                }
+                _ => Self::Database(error),
+            },
+            _ => Self::Database(error),
+        }
+    }
+}

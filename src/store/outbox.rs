@@ -1,0 +1,268 @@
+//! What delivery does: claim messages under a lease, renew it, and record what became of them.
+
+use std::future::Future;
+
+use uuid::Uuid;
+
+use super::Result;
+use super::accounts::ReminderState;
+use super::planning::NewReminder;
+use crate::clock::Timestamp;
+use crate::policy::{Claimed, Reason};
+use crate::token::{Bucket, Contact, MessageId, TokenId, words};
+
+/// What has become of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MessageState {
+    /// Never claimed; collects what becomes due.
+    Open,
+    /// Kept back by a guard.
+    Held,
+    /// Claimed, and leased to whoever sends it.
+    Sending,
+    /// To be tried again.
+    Retry,
+    /// A mail server took it.
+    Sent,
+    /// Given up.
+    Failed,
+    /// It had nothing left to say.
+    Cancelled,
+}
+
+words!(MessageState {
+    Open => "open",
+    Held => "held",
+    Sending => "sending",
+    Retry => "retry",
+    Sent => "sent",
+    Failed => "failed",
+    Cancelled => "cancelled",
+});
+
+/// Where messages are due, and when the next one will be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Queue {
+    /// The buckets that have messages to claim.
+    pub due: Vec<Bucket>,
+    /// When the next message can be claimed that cannot be now.
+    pub next: Option<Timestamp>,
+}
+
+/// A reminder that a claimed message carries.
+#[derive(Clone, Copy, Debug)]
+pub struct ClaimedReminder {
+    /// Which token.
+    pub token: TokenId,
+    /// What the ledger says.
+    pub claimed: Claimed,
+    /// The deadline that it was written for.
+    pub expires_at: Timestamp,
+    /// Whether it tells the fallback what an owner could not be told.
+    pub escalation: bool,
+    /// Why it is escalated.
+    pub reason: Option<Reason>,
+}
+
+/// A message that this process may send until its lease ends.
+#[derive(Clone, Debug)]
+pub struct ClaimedMessage {
+    /// Which message.
+    pub id: MessageId,
+    /// To whom.
+    pub contact: Contact,
+    /// The process.
+    pub holder: Uuid,
+    /// Counts the claims; fences what is recorded.
+    pub epoch: i32,
+    /// Until when.
+    pub lease_until: Timestamp,
+    /// How often it was tried before.
+    pub attempts: i32,
+    /// When it was opened.
+    pub created_at: Timestamp,
+    /// When it was first claimed.
+    pub first_claimed_at: Timestamp,
+    /// What it carries.
+    pub reminders: Vec<ClaimedReminder>,
+}
+
+/// What became of a claimed message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// A mail server took it; its reply.
+    Sent(String),
+    /// To be tried again.
+    Retry {
+        /// Not before this instant.
+        at: Timestamp,
+        /// The mail server's reply, or the error.
+        reply: String,
+        /// Whether it counts as an attempt: not when the server was out of reach.
+        counts: bool,
+    },
+    /// Given up; the reply.
+    Failed(String),
+    /// It had nothing left to say.
+    Cancelled,
+}
+
+/// What became of a reminder that a message carried.
+#[derive(Clone, Copy, Debug)]
+pub struct Settled {
+    /// Which token.
+    pub token: TokenId,
+    /// Which deadline and lead.
+    pub claimed: Claimed,
+    /// What has become of it.
+    pub state: ReminderState,
+    /// Why it was not sent.
+    pub reason: Option<Reason>,
+}
+
+/// What is recorded of a claimed message, in one transaction.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What became of the message.
+    pub delivery: Delivery,
+    /// What became of its reminders; those that are not named stay pending.
+    pub settled: Vec<Settled>,
+    /// The address is dead: the contact takes no mail from now on. The reply that says so.
+    pub suppress: Option<String>,
+    /// What the fallback is told.
+    pub escalations: Vec<NewReminder>,
+}
+
+/// How many messages there are in a state.
+pub type MessageCount = (MessageState, u64);
+
+/// The outbox.
+pub trait Outbox {
+    /// Where messages are due.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn queue(&self, now: Timestamp) -> impl Future<Output = Result<Queue>> + Send;
+
+    /// Claims due messages of a bucket, `limit` at most: those that are open or in retry, and those whose lease ended.
+    /// One that is claimed for the first time takes all that is pending for its contact; a later claim adds nothing.
+    ///
+    /// # Errors
+    /// When the store fails, with nothing claimed.
+    fn claim(
+        &self,
+        bucket: Bucket,
+        holder: Uuid,
+        now: Timestamp,
+        lease_until: Timestamp,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<ClaimedMessage>>> + Send;
+
+    /// Prolongs the lease on a message; `false` when it was lost.
+    ///
+    /// # Errors
+    /// When the store fails: then the lease cannot be relied on either.
+    fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Records what became of a message; `false`, with nothing written, when its lease was lost.
+    ///
+    /// # Errors
+    /// When the store fails, with nothing written.
+    fn record(
+        &self,
+        message: &ClaimedMessage,
+        record: &Record,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
+    /// How many messages there are, by state. Counts them all: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn message_counts(&self) -> impl Future<Output = Result<Vec<MessageCount>>> + Send;
+}
+
+/// The earliest message of each bucket: 256 probes of the index `messages_queue`.
+pub(super) const QUEUE: &str = "WITH RECURSIVE buckets (bucket) AS ( \
+         SELECT 0 UNION ALL SELECT bucket + 1 FROM buckets WHERE bucket < 255 \
+     ) \
+     SELECT b.bucket, ( \
+         SELECT MIN(m.not_before) \
+         FROM messages m \
+         WHERE m.bucket = b.bucket AND m.state IN ('open', 'retry', 'sending') \
+     ) AS earliest \
+     FROM buckets b";
+
+/// Prolongs a lease that is still this process's.
+pub(super) const RENEW: &str = "UPDATE messages SET not_before = $5 \
+     WHERE bucket = $1 AND id = $2 AND state = 'sending' AND lease_holder = $3 AND lease_epoch = $4";
+
+/// Records what became of a message, where it is still this process's.
+pub(super) const RECORD: &str = "UPDATE messages \
+     SET state = $5, not_before = $6, attempts = attempts + $7, last_reply = COALESCE($8, last_reply), \
+         lease_holder = NULL, finished_at = $9 \
+     WHERE bucket = $1 AND id = $2 AND state = 'sending' AND lease_holder = $3 AND lease_epoch = $4";
+
+/// A contact takes no mail from now on.
+pub(super) const SUPPRESS: &str = "UPDATE contacts SET suppressed_at = $3, suppressed_why = $4 \
+     WHERE bucket = $1 AND id = $2 AND suppressed_at IS NULL";
+
+/// Gives up a message that cannot be read.
+pub(super) const GIVE_UP_MESSAGE: &str = "UPDATE messages SET state = 'failed', last_reply = $3, finished_at = $4 \
+     WHERE bucket = $1 AND id = $2";
+
+/// Gives up what a message that cannot be read carries.
+pub(super) const GIVE_UP_REMINDERS: &str = "UPDATE reminders SET state = 'failed', settled_at = $3 \
+     WHERE bucket = $1 AND message_id = $2 AND state = 'pending'";
+
+/// How many messages there are, by state.
+pub(super) const MESSAGE_COUNTS: &str = "SELECT state, COUNT(*) FROM messages GROUP BY state ORDER BY state";
+
+impl Queue {
+    /// Sorts the earliest instants of the buckets into what is due and what comes next.
+    pub(super) fn from_earliest(earliest: impl Iterator<Item = (i64, Timestamp)>, now: Timestamp) -> Self {
+        let mut queue = Self::default();
+        for (bucket, at) in earliest {
+            let Ok(bucket) = u8::try_from(bucket) else { continue };
+            if at <= now {
+                queue.due.push(Bucket::from_number(bucket));
+            } else {
+                queue.next = Some(queue.next.map_or(at, |next| next.min(at)));
+            }
+        }
+        queue
+    }
+}
+
+impl Delivery {
+    /// The state that a message goes to.
+    pub(super) fn state(&self) -> MessageState {
+        match self {
+            Self::Sent(_) => MessageState::Sent,
+            Self::Retry { .. } => MessageState::Retry,
+            Self::Failed(_) => MessageState::Failed,
+            Self::Cancelled => MessageState::Cancelled,
+        }
+    }
+
+    /// The reply to keep.
+    pub(super) fn reply(&self) -> Option<&str> {
+        match self {
+            Self::Sent(reply) | Self::Failed(reply) | Self::Retry { reply, .. } => Some(reply),
+            Self::Cancelled => None,
+        }
+    }
+
+    /// How many attempts it adds.
+    pub(super) fn attempts(&self) -> i32 {
+        i32::from(!matches!(self, Self::Cancelled | Self::Retry { counts: false, .. }))
+    }
+
+    /// When the message may be claimed again, and when it was finished.
+    pub(super) fn instants(&self, now: Timestamp) -> (Timestamp, Option<Timestamp>) {
+        match self {
+            Self::Retry { at, .. } => (*at, None),
+            _ => (now, Some(now)),
+        }
+    }
+}

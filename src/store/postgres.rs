@@ -1,0 +1,93 @@
+//! PostgreSQL: for production, with any number of daemons on one database.
+//!
+//! Relies on READ COMMITTED: a claim is two statements, and the second must see what a planner committed while the
+//! first waited for its lock. The session's limits on statements, locks and idle transactions make sure that a peer
+//! which dies silently cannot hold anything for ever.
+
+mod outbox;
+mod planning;
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection, Executor, PgConnection, Pool, Transaction};
+use uuid::Uuid;
+
+use super::accounts::{Accounts, NewContact, OwnerRef, ReminderRecord};
+use super::common::common_operations;
+use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, TokenRow, token_columns};
+use super::{Error, Result, Store};
+use crate::change::{Changed, Refused};
+use crate::clock::{DATABASE_TIME, Timestamp};
+use crate::token::{
+    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Token, TokenId,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
+
+/// Limits of each session: nothing that we ask takes nearly as long.
+const SESSION: &str = "SET statement_timeout = '60s'; \
+     SET lock_timeout = '15s'; \
+     SET idle_in_transaction_session_timeout = '60s'; \
+     SET TimeZone = 'UTC'";
+
+/// Connections of one process.
+const CONNECTIONS: u32 = 8;
+
+/// A store in PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    pool: PgPool,
+}
+
+impl Postgres {
+    /// Connects, and brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or its schema is newer than this program or was changed by hand.
+    pub async fn open(url: &str) -> Result<Self> {
+        let options: PgConnectOptions =
+            url.parse().map_err(|error| Error::Open(format!("the PostgreSQL URL cannot be read: {error}")))?;
+        let options = options.application_name("lapsed");
+        // Migrations may take long, so they run without the session's limits. sqlx lets one process at a time in.
+        let mut connection = PgConnection::connect_with(&options).await?;
+        MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
+        connection.close().await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(CONNECTIONS)
+            .acquire_timeout(Duration::from_secs(10))
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    connection.execute(SESSION).await?;
+                    Ok(())
+                })
+            })
+            .connect_with(options)
+            .await?;
+        Ok(Self { pool })
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+        Ok(self.pool.begin().await?)
+    }
+
+    fn reader(&self) -> &PgPool {
+        &self.pool
+    }
+}
+
+impl Store for Postgres {
+    async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {
+        let (now,): (DateTime<Utc>,) = sqlx::query_as(DATABASE_TIME).fetch_one(&self.pool).await?;
+        Ok(Some(now))
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");

@@ -1,0 +1,189 @@
+//! The outbox on PostgreSQL: a claim locks a few rows of one bucket, skipping those that another process holds.
+
+use sqlx::{Postgres as Pg, Transaction};
+use uuid::Uuid;
+
+use super::Postgres;
+use super::planning::write_reminders;
+use crate::clock::Timestamp;
+use crate::store::Result;
+use crate::store::outbox::{
+    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, MESSAGE_COUNTS, MessageCount, Outbox, QUEUE, Queue, RECORD,
+    RENEW, Record, SUPPRESS, Settled,
+};
+use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
+use crate::token::Bucket;
+
+impl Outbox for Postgres {
+    async fn queue(&self, now: Timestamp) -> Result<Queue> {
+        let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.pool).await?;
+        let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (i64::from(bucket), at.0)));
+        Ok(Queue::from_earliest(earliest, now))
+    }
+
+    async fn claim(
+        &self,
+        bucket: Bucket,
+        holder: Uuid,
+        now: Timestamp,
+        lease_until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<ClaimedMessage>> {
+        let bucket = bucket.column();
+        let mut tx = self.pool.begin().await?;
+        // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
+        let claims: Vec<ClaimRow> = sqlx::query_as(
+            "UPDATE messages \
+             SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
+                 claimed_at = COALESCE(claimed_at, $2) \
+             WHERE bucket = $1 AND id = ANY(ARRAY( \
+                 SELECT id FROM messages \
+                 WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
+                 ORDER BY not_before \
+                 LIMIT $5 \
+                 FOR UPDATE SKIP LOCKED \
+             )) \
+             RETURNING id, contact_id, lease_epoch, attempts, created_at, claimed_at",
+        )
+        .bind(bucket)
+        .bind(now)
+        .bind(holder)
+        .bind(lease_until)
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await?;
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Index reminders_pending. Only a first claim attaches: a retry says the same or less.
+        let first: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.lease_epoch == 1).collect();
+        if !first.is_empty() {
+            sqlx::query(
+                "UPDATE reminders r SET message_id = m.id \
+                 FROM UNNEST($2::uuid[], $3::uuid[]) AS m (id, contact_id) \
+                 WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL",
+            )
+            .bind(bucket)
+            .bind(first.iter().map(|claim| claim.id).collect::<Vec<_>>())
+            .bind(first.iter().map(|claim| claim.contact_id).collect::<Vec<_>>())
+            .execute(&mut *tx)
+            .await?;
+        }
+        let contact_ids: Vec<Uuid> = claims.iter().map(|claim| claim.contact_id).collect();
+        let carried: Vec<CarriedRow> = sqlx::query_as(
+            "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
+                    ( \
+                        SELECT MIN(o.lead) FROM reminders o \
+                        WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
+                          AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
+                    ) AS tightest \
+             FROM reminders r \
+             WHERE r.bucket = $1 AND r.contact_id = ANY($2) AND r.state = 'pending' AND r.message_id = ANY($3)",
+        )
+        .bind(bucket)
+        .bind(&contact_ids)
+        .bind(claims.iter().map(|claim| claim.id).collect::<Vec<_>>())
+        .fetch_all(&mut *tx)
+        .await?;
+        let contacts: Vec<ContactRow> = sqlx::query_as(
+            "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
+             FROM contacts \
+             WHERE bucket = $1 AND id = ANY($2)",
+        )
+        .bind(bucket)
+        .bind(&contact_ids)
+        .fetch_all(&mut *tx)
+        .await?;
+        let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
+        for (id, problem) in &claimed.broken {
+            for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
+                let query = sqlx::query(statement).bind(bucket).bind(id);
+                let query = if statement == GIVE_UP_MESSAGE { query.bind(problem) } else { query };
+                query.bind(now).execute(&mut *tx).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(claimed.messages)
+    }
+
+    async fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> Result<bool> {
+        let renewed = sqlx::query(RENEW)
+            .bind(message.id.bucket().column())
+            .bind(message.id.uuid())
+            .bind(message.holder)
+            .bind(message.epoch)
+            .bind(lease_until)
+            .execute(&self.pool)
+            .await?;
+        Ok(renewed.rows_affected() == 1)
+    }
+
+    async fn record(&self, message: &ClaimedMessage, record: &Record, now: Timestamp) -> Result<bool> {
+        let bucket = message.id.bucket().column();
+        let (not_before, finished_at) = record.delivery.instants(now);
+        let mut tx = self.pool.begin().await?;
+        let recorded = sqlx::query(RECORD)
+            .bind(bucket)
+            .bind(message.id.uuid())
+            .bind(message.holder)
+            .bind(message.epoch)
+            .bind(record.delivery.state().as_str())
+            .bind(not_before)
+            .bind(record.delivery.attempts())
+            .bind(record.delivery.reply())
+            .bind(finished_at)
+            .execute(&mut *tx)
+            .await?;
+        if recorded.rows_affected() == 0 {
+            return Ok(false);
+        }
+        settle(&mut tx, message, &record.settled, now).await?;
+        if let Some(reply) = &record.suppress {
+            sqlx::query(SUPPRESS)
+                .bind(bucket)
+                .bind(message.contact.id.uuid())
+                .bind(now)
+                .bind(reply)
+                .execute(&mut *tx)
+                .await?;
+        }
+        write_reminders(&mut tx, &record.escalations, now, now).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn message_counts(&self) -> Result<Vec<MessageCount>> {
+        let rows: Vec<(String, i64)> = sqlx::query_as(MESSAGE_COUNTS).fetch_all(&self.pool).await?;
+        rows.into_iter().map(row::message_count).collect()
+    }
+}
+
+async fn settle(
+    tx: &mut Transaction<'_, Pg>,
+    message: &ClaimedMessage,
+    settled: &[Settled],
+    now: Timestamp,
+) -> Result<()> {
+    if settled.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "UPDATE reminders r SET state = s.state, reason = COALESCE(s.reason, r.reason), settled_at = $8 \
+         FROM UNNEST($3::uuid[], $4::integer[], $5::bigint[], $6::text[], $7::text[]) \
+             AS s (token_id, generation, lead, state, reason) \
+         WHERE r.bucket = $1 AND r.token_id = s.token_id AND r.generation = s.generation AND r.lead = s.lead \
+           AND r.contact_id = $2 AND r.state = 'pending' AND r.message_id = $9",
+    )
+    .bind(message.id.bucket().column())
+    .bind(message.contact.id.uuid())
+    .bind(settled.iter().map(|s| s.token.uuid()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|s| s.claimed.generation).collect::<Vec<_>>())
+    .bind(settled.iter().map(|s| s.claimed.lead.seconds()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|s| s.state.as_str()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|s| s.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
+    .bind(now)
+    .bind(message.id.uuid())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}

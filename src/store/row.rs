@@ -1,0 +1,422 @@
+//! Rows on their way to becoming domain types. Nothing above the store sees one.
+//!
+//! Both back ends decode into these; [`At`] hides that SQLite keeps an instant as whole seconds in an INTEGER.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::{Decode, Encode, FromRow, Postgres, Sqlite, Type};
+use uuid::Uuid;
+
+use super::accounts::ReminderRecord;
+use super::jobs::JobRecord;
+use super::outbox::{ClaimedMessage, ClaimedReminder, MessageState};
+use super::planning::Candidate;
+use super::{Error, Result};
+use crate::clock::Timestamp;
+use crate::policy::{Claimed, Deadline, Lead};
+use crate::token::{Address, Contact, Owner, Suppressed, Token};
+
+/// An instant as either back end keeps it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At(pub(super) Timestamp);
+
+impl Type<Postgres> for At {
+    fn type_info() -> sqlx::postgres::PgTypeInfo {
+        <DateTime<Utc> as Type<Postgres>>::type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for At {
+    fn encode_by_ref(&self, buffer: &mut sqlx::postgres::PgArgumentBuffer) -> std::result::Result<IsNull, BoxDynError> {
+        <DateTime<Utc> as Encode<Postgres>>::encode_by_ref(&self.0, buffer)
+    }
+}
+
+impl Decode<'_, Postgres> for At {
+    fn decode(value: sqlx::postgres::PgValueRef<'_>) -> std::result::Result<Self, BoxDynError> {
+        <DateTime<Utc> as Decode<Postgres>>::decode(value).map(Self)
+    }
+}
+
+impl Type<Sqlite> for At {
+    fn type_info() -> sqlx::sqlite::SqliteTypeInfo {
+        <i64 as Type<Sqlite>>::type_info()
+    }
+
+    fn compatible(ty: &sqlx::sqlite::SqliteTypeInfo) -> bool {
+        <i64 as Type<Sqlite>>::compatible(ty)
+    }
+}
+
+impl Encode<'_, Sqlite> for At {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut sqlx::sqlite::SqliteArgumentsBuffer,
+    ) -> std::result::Result<IsNull, BoxDynError> {
+        <i64 as Encode<Sqlite>>::encode_by_ref(&self.0.timestamp(), buffer)
+    }
+}
+
+impl Decode<'_, Sqlite> for At {
+    fn decode(value: sqlx::sqlite::SqliteValueRef<'_>) -> std::result::Result<Self, BoxDynError> {
+        let seconds = <i64 as Decode<Sqlite>>::decode(value)?;
+        DateTime::from_timestamp(seconds, 0).map(Self).ok_or_else(|| format!("{seconds} is not an instant").into())
+    }
+}
+
+/// A row that cannot be read.
+fn broken(table: &'static str, column: &'static str, row: impl ToString, problem: impl ToString) -> Error {
+    Error::Broken { table, column, row: row.to_string(), problem: problem.to_string() }
+}
+
+fn word<T: FromStr>(table: &'static str, column: &'static str, row: Uuid, text: &str) -> Result<T> {
+    text.parse().map_err(|_| broken(table, column, row, format!("unknown value {text:?}")))
+}
+
+/// Reads all rows into what they stand for.
+pub(super) fn all<R, T>(rows: Vec<R>) -> Result<Vec<T>>
+where
+    T: TryFrom<R, Error = Error>,
+{
+    rows.into_iter().map(T::try_from).collect()
+}
+
+#[derive(FromRow)]
+pub(super) struct OwnerRow {
+    id: Uuid,
+    key: String,
+    name: String,
+    time_zone: String,
+    locale: String,
+}
+
+impl TryFrom<OwnerRow> for Owner {
+    type Error = Error;
+
+    fn try_from(row: OwnerRow) -> Result<Self> {
+        let zone = row.time_zone.parse();
+        Ok(Self {
+            id: row.id.into(),
+            key: row.key,
+            name: row.name,
+            time_zone: zone.map_err(|_| broken("owners", "time_zone", row.id, "not a time zone"))?,
+            locale: row.locale,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct ContactRow {
+    id: Uuid,
+    address: String,
+    time_zone: Option<String>,
+    locale: Option<String>,
+    suppressed_at: Option<At>,
+    suppressed_why: Option<String>,
+}
+
+impl TryFrom<ContactRow> for Contact {
+    type Error = Error;
+
+    fn try_from(row: ContactRow) -> Result<Self> {
+        let zone = row.time_zone.map(|zone| zone.parse()).transpose();
+        let suppressed =
+            row.suppressed_at.map(|at| Suppressed { at: at.0, why: row.suppressed_why.unwrap_or_default() });
+        Ok(Self {
+            id: row.id.into(),
+            address: Address::from_store(row.address),
+            time_zone: zone.map_err(|_| broken("contacts", "time_zone", row.id, "not a time zone"))?,
+            locale: row.locale,
+            suppressed,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct TokenRow {
+    id: Uuid,
+    owner_id: Uuid,
+    kind: String,
+    description: String,
+    scopes: String,
+    issued: bool,
+    external_id: Option<String>,
+    hint: Option<String>,
+    created_at: At,
+    expires_at: Option<At>,
+    deadline_set_at: At,
+    generation: i32,
+    unplanned: bool,
+    last_used_at: Option<At>,
+    status: String,
+    ended_at: Option<At>,
+    replaced_by: Option<Uuid>,
+}
+
+/// The columns of a [`TokenRow`].
+macro_rules! token_columns {
+    () => {
+        "t.id, t.owner_id, t.kind, t.description, t.scopes, t.secret_hash IS NOT NULL AS issued, t.external_id, t.hint, \
+         t.created_at, t.expires_at, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
+         t.ended_at, t.replaced_by"
+    };
+}
+pub(super) use token_columns;
+
+impl TryFrom<TokenRow> for Token {
+    type Error = Error;
+
+    fn try_from(row: TokenRow) -> Result<Self> {
+        Ok(Self {
+            id: row.id.into(),
+            owner: row.owner_id.into(),
+            kind: word("tokens", "kind", row.id, &row.kind)?,
+            description: row.description,
+            scopes: row.scopes.split_whitespace().map(str::to_owned).collect(),
+            issued: row.issued,
+            external_id: row.external_id,
+            hint: row.hint,
+            created_at: row.created_at.0,
+            expires_at: row.expires_at.map(|at| at.0),
+            deadline_set_at: row.deadline_set_at.0,
+            generation: row.generation,
+            unplanned: row.unplanned,
+            last_used_at: row.last_used_at.map(|at| at.0),
+            status: word("tokens", "status", row.id, &row.status)?,
+            ended_at: row.ended_at.map(|at| at.0),
+            replaced_by: row.replaced_by.map(Into::into),
+        })
+    }
+}
+
+/// A token, and its owner's key.
+#[derive(FromRow)]
+pub(super) struct ListedRow {
+    #[sqlx(flatten)]
+    token: TokenRow,
+    owner_key: String,
+}
+
+impl TryFrom<ListedRow> for (Token, String) {
+    type Error = Error;
+
+    fn try_from(row: ListedRow) -> Result<Self> {
+        Ok((row.token.try_into()?, row.owner_key))
+    }
+}
+
+/// A token, and all of its owner.
+#[derive(FromRow)]
+pub(super) struct OwnedRow {
+    #[sqlx(flatten)]
+    token: TokenRow,
+    owner_key: String,
+    owner_name: String,
+    owner_time_zone: String,
+    owner_locale: String,
+}
+
+impl TryFrom<OwnedRow> for (Token, Owner) {
+    type Error = Error;
+
+    fn try_from(row: OwnedRow) -> Result<Self> {
+        let owner = OwnerRow {
+            id: row.token.owner_id,
+            key: row.owner_key,
+            name: row.owner_name,
+            time_zone: row.owner_time_zone,
+            locale: row.owner_locale,
+        };
+        Ok((row.token.try_into()?, owner.try_into()?))
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct CandidateRow {
+    id: Uuid,
+    owner_id: Uuid,
+    expires_at: At,
+    deadline_set_at: At,
+    generation: i32,
+    replaced_by: Option<Uuid>,
+}
+
+impl TryFrom<CandidateRow> for Candidate {
+    type Error = Error;
+
+    fn try_from(row: CandidateRow) -> Result<Self> {
+        Ok(Self {
+            id: row.id.into(),
+            owner: row.owner_id.into(),
+            deadline: Deadline { expires_at: row.expires_at.0, set_at: row.deadline_set_at.0 },
+            generation: row.generation,
+            replaced: row.replaced_by.is_some(),
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct HistoryRow {
+    token_id: Uuid,
+    generation: i32,
+    lead: i64,
+    deadline: At,
+    state: String,
+    reason: Option<String>,
+    escalation: bool,
+    address: Option<String>,
+    created_at: At,
+    settled_at: Option<At>,
+    message_id: Option<Uuid>,
+}
+
+impl TryFrom<HistoryRow> for ReminderRecord {
+    type Error = Error;
+
+    fn try_from(row: HistoryRow) -> Result<Self> {
+        Ok(Self {
+            generation: row.generation,
+            lead: Lead::from_seconds(row.lead),
+            deadline: row.deadline.0,
+            state: word("reminders", "state", row.token_id, &row.state)?,
+            reason: row.reason,
+            escalation: row.escalation,
+            address: row.address.map(Address::from_store),
+            created_at: row.created_at.0,
+            settled_at: row.settled_at.map(|at| at.0),
+            message: row.message_id.map(Into::into),
+        })
+    }
+}
+
+/// A message that was claimed a moment ago.
+#[derive(FromRow)]
+pub(super) struct ClaimRow {
+    pub(super) id: Uuid,
+    pub(super) contact_id: Uuid,
+    pub(super) lease_epoch: i32,
+    attempts: i32,
+    created_at: At,
+    claimed_at: At,
+}
+
+/// What a claimed message carries.
+#[derive(FromRow)]
+pub(super) struct CarriedRow {
+    message_id: Uuid,
+    token_id: Uuid,
+    generation: i32,
+    lead: i64,
+    deadline: At,
+    escalation: bool,
+    reason: Option<String>,
+    tightest: i64,
+}
+
+/// What a claim brought: messages to send, and those that cannot be read, with why.
+pub(super) struct Claims {
+    pub(super) messages: Vec<ClaimedMessage>,
+    pub(super) broken: Vec<(Uuid, String)>,
+}
+
+/// Puts claimed messages together from their three kinds of rows. One that cannot be read (its contact is gone, say)
+/// must not hold up the others.
+pub(super) fn claimed(
+    claims: Vec<ClaimRow>,
+    contacts: Vec<ContactRow>,
+    carried: Vec<CarriedRow>,
+    holder: Uuid,
+    lease_until: Timestamp,
+) -> Claims {
+    let mut carried_by: HashMap<Uuid, Vec<CarriedRow>> = HashMap::new();
+    for row in carried {
+        carried_by.entry(row.message_id).or_default().push(row);
+    }
+    let mut contacts: HashMap<Uuid, ContactRow> = contacts.into_iter().map(|row| (row.id, row)).collect();
+    let mut result = Claims { messages: Vec::new(), broken: Vec::new() };
+    for claim in claims {
+        let id = claim.id;
+        let contact = contacts.remove(&claim.contact_id);
+        match message(claim, contact, carried_by.remove(&id).unwrap_or_default(), holder, lease_until) {
+            Ok(message) => result.messages.push(message),
+            Err(error) => {
+                tracing::error!(message = %id, %error, "gave up a message that cannot be read");
+                result.broken.push((id, error.to_string()));
+            }
+        }
+    }
+    result
+}
+
+fn message(
+    claim: ClaimRow,
+    contact: Option<ContactRow>,
+    carried: Vec<CarriedRow>,
+    holder: Uuid,
+    lease_until: Timestamp,
+) -> Result<ClaimedMessage> {
+    let contact = contact.ok_or_else(|| broken("messages", "contact_id", claim.id, "there is no such contact"))?;
+    Ok(ClaimedMessage {
+        id: claim.id.into(),
+        contact: contact.try_into()?,
+        holder,
+        epoch: claim.lease_epoch,
+        lease_until,
+        attempts: claim.attempts,
+        created_at: claim.created_at.0,
+        first_claimed_at: claim.claimed_at.0,
+        reminders: all(carried)?,
+    })
+}
+
+impl TryFrom<CarriedRow> for ClaimedReminder {
+    type Error = Error;
+
+    fn try_from(row: CarriedRow) -> Result<Self> {
+        let reason = row.reason.as_deref().map(|text| word("reminders", "reason", row.token_id, text));
+        Ok(Self {
+            token: row.token_id.into(),
+            claimed: Claimed {
+                lead: Lead::from_seconds(row.lead),
+                generation: row.generation,
+                tightest: Lead::from_seconds(row.tightest),
+            },
+            expires_at: row.deadline.0,
+            escalation: row.escalation,
+            reason: reason.transpose()?,
+        })
+    }
+}
+
+#[derive(FromRow)]
+pub(super) struct JobRow {
+    name: String,
+    started_at: At,
+    finished_at: Option<At>,
+    error: Option<String>,
+    report: Option<String>,
+    lease_until: At,
+}
+
+impl From<JobRow> for JobRecord {
+    fn from(row: JobRow) -> Self {
+        Self {
+            name: row.name,
+            started_at: row.started_at.0,
+            finished_at: row.finished_at.map(|at| at.0),
+            error: row.error,
+            report: row.report,
+            lease_until: row.lease_until.0,
+        }
+    }
+}
+
+/// A message state and how many there are.
+pub(super) fn message_count((state, count): (String, i64)) -> Result<(MessageState, u64)> {
+    let state = word("messages", "state", Uuid::nil(), &state)?;
+    Ok((state, u64::try_from(count).unwrap_or_default()))
+}

@@ -1,0 +1,138 @@
+//! SQLite: the embedded default, one file beside the program.
+//!
+//! Writes go through one connection and begin with `BEGIN IMMEDIATE`, because a transaction that starts by reading and
+//! then writes fails at once when another process wrote in between, whatever the busy timeout. `synchronous = FULL`
+//! makes a commit survive a power cut. The file is made readable by its owner alone.
+
+mod outbox;
+mod planning;
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, Pool, Transaction};
+use uuid::Uuid;
+
+use super::accounts::{Accounts, NewContact, OwnerRef, ReminderRecord};
+use super::common::common_operations;
+use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, TokenRow, token_columns};
+use super::{Error, Result, Store};
+use crate::change::{Changed, Refused};
+use crate::clock::Timestamp;
+use crate::token::{
+    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Token, TokenId,
+};
+
+static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// How long a statement waits for another process's write.
+const BUSY: Duration = Duration::from_secs(15);
+
+/// Connections that read.
+const READERS: u32 = 4;
+
+/// A store in a SQLite file.
+#[derive(Clone, Debug)]
+pub struct Sqlite {
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+impl Sqlite {
+    /// Opens the file, making it where it does not exist, and brings the schema up to date.
+    ///
+    /// # Errors
+    /// When the file cannot be made, read or written, is no SQLite database, or its schema is newer than this program.
+    pub async fn open(url: &str) -> Result<Self> {
+        let path = path(url)?;
+        let open = |what: &str, error: &dyn std::fmt::Display| {
+            Error::Open(format!("the store {} cannot be {what}: {error}", path.display()))
+        };
+        match File::options().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(open("made", &error)),
+        }
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .busy_timeout(BUSY)
+            .foreign_keys(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .optimize_on_close(true, Some(400));
+        {
+            // Two processes that start at once: sqlx's own lock does nothing on SQLite, so take one on the directory.
+            let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let lock = File::open(directory).map_err(|error| open("opened", &error))?;
+            lock.lock().map_err(|error| open("locked", &error))?;
+            let mut connection = options.clone().connect().await.map_err(|error| opening(error, &path))?;
+            MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
+                sqlx::migrate::MigrateError::Execute(error) => opening(error, &path),
+                other => super::migration_error(other),
+            })?;
+            connection.close().await?;
+        }
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(BUSY)
+            .connect_with(options.clone())
+            .await
+            .map_err(|error| opening(error, &path))?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(BUSY)
+            .connect_lazy_with(options.read_only(true).optimize_on_close(false, None));
+        Ok(Self { writer, readers })
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    fn reader(&self) -> &SqlitePool {
+        &self.readers
+    }
+}
+
+/// The file that a URL names: `sqlite:lapsed.db`, `sqlite:///var/lib/lapsed/lapsed.db`.
+fn path(url: &str) -> Result<PathBuf> {
+    let rest = url.strip_prefix("sqlite:").unwrap_or(url);
+    let rest = rest.strip_prefix("//").unwrap_or(rest);
+    if rest.is_empty() || rest.starts_with(":memory:") || rest.contains('?') {
+        return Err(Error::Open(format!(
+            "the store URL {url:?} names no file: write sqlite:FILE, such as sqlite:/var/lib/lapsed/lapsed.db"
+        )));
+    }
+    Ok(PathBuf::from(rest))
+}
+
+fn opening(error: sqlx::Error, path: &Path) -> Error {
+    match error.as_database_error().and_then(|db| db.code()).as_deref() {
+        Some("26") => Error::Open(format!("{} is not a SQLite database", path.display())),
+        Some("8" | "1032" | "520" | "776") => {
+            Error::Open(format!("the store {} cannot be written: it is read-only", path.display()))
+        }
+        Some("14") => Error::Open(format!("the store {} cannot be opened", path.display())),
+        _ => error.into(),
+    }
+}
+
+impl Store for Sqlite {
+    async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {
+        Ok(None)
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}
+
+common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");

@@ -1,0 +1,190 @@
+//! The outbox on SQLite: the same as on PostgreSQL; a transaction that writes is alone, so nothing needs locking.
+
+use sqlx::{Sqlite as Lite, Transaction};
+use uuid::Uuid;
+
+use super::Sqlite;
+use super::planning::{hex, json, write_reminders};
+use crate::clock::Timestamp;
+use crate::store::Result;
+use crate::store::outbox::{
+    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, MESSAGE_COUNTS, MessageCount, Outbox, QUEUE, Queue, RECORD,
+    RENEW, Record, SUPPRESS, Settled,
+};
+use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
+use crate::token::Bucket;
+
+impl Outbox for Sqlite {
+    async fn queue(&self, now: Timestamp) -> Result<Queue> {
+        let rows: Vec<(i64, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.readers).await?;
+        let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (bucket, at.0)));
+        Ok(Queue::from_earliest(earliest, now))
+    }
+
+    async fn claim(
+        &self,
+        bucket: Bucket,
+        holder: Uuid,
+        now: Timestamp,
+        lease_until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<ClaimedMessage>> {
+        let bucket = bucket.column();
+        let mut tx = self.begin().await?;
+        // Index messages_queue.
+        let claims: Vec<ClaimRow> = sqlx::query_as(
+            "UPDATE messages \
+             SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
+                 claimed_at = COALESCE(claimed_at, $2) \
+             WHERE bucket = $1 AND id IN ( \
+                 SELECT id FROM messages \
+                 WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
+                 ORDER BY not_before \
+                 LIMIT $5 \
+             ) \
+             RETURNING id, contact_id, lease_epoch, attempts, created_at, claimed_at",
+        )
+        .bind(bucket)
+        .bind(At(now))
+        .bind(holder)
+        .bind(At(lease_until))
+        .bind(i64::from(limit))
+        .fetch_all(&mut *tx)
+        .await?;
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Index reminders_pending. Only a first claim attaches: a retry says the same or less.
+        let first: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.lease_epoch == 1).collect();
+        if !first.is_empty() {
+            sqlx::query(
+                "UPDATE reminders AS r SET message_id = UNHEX(m.value ->> 0) \
+                 FROM json_each($2) AS m \
+                 WHERE r.bucket = $1 AND r.contact_id = UNHEX(m.value ->> 1) AND r.state = 'pending' \
+                   AND r.message_id IS NULL",
+            )
+            .bind(bucket)
+            .bind(json(first.iter().map(|claim| (hex(claim.id), hex(claim.contact_id)))))
+            .execute(&mut *tx)
+            .await?;
+        }
+        let contact_ids = json(claims.iter().map(|claim| hex(claim.contact_id)));
+        let carried: Vec<CarriedRow> = sqlx::query_as(
+            "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
+                    ( \
+                        SELECT MIN(o.lead) FROM reminders o \
+                        WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
+                          AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
+                    ) AS tightest \
+             FROM reminders r \
+             WHERE r.bucket = $1 AND r.state = 'pending' \
+               AND r.contact_id IN (SELECT UNHEX(value) FROM json_each($2)) \
+               AND r.message_id IN (SELECT UNHEX(value) FROM json_each($3))",
+        )
+        .bind(bucket)
+        .bind(&contact_ids)
+        .bind(json(claims.iter().map(|claim| hex(claim.id))))
+        .fetch_all(&mut *tx)
+        .await?;
+        let contacts: Vec<ContactRow> = sqlx::query_as(
+            "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
+             FROM contacts \
+             WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))",
+        )
+        .bind(bucket)
+        .bind(&contact_ids)
+        .fetch_all(&mut *tx)
+        .await?;
+        let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
+        for (id, problem) in &claimed.broken {
+            for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
+                let query = sqlx::query(statement).bind(bucket).bind(id);
+                let query = if statement == GIVE_UP_MESSAGE { query.bind(problem) } else { query };
+                query.bind(At(now)).execute(&mut *tx).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(claimed.messages)
+    }
+
+    async fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> Result<bool> {
+        let renewed = sqlx::query(RENEW)
+            .bind(message.id.bucket().column())
+            .bind(message.id.uuid())
+            .bind(message.holder)
+            .bind(message.epoch)
+            .bind(At(lease_until))
+            .execute(&self.writer)
+            .await?;
+        Ok(renewed.rows_affected() == 1)
+    }
+
+    async fn record(&self, message: &ClaimedMessage, record: &Record, now: Timestamp) -> Result<bool> {
+        let bucket = message.id.bucket().column();
+        let (not_before, finished_at) = record.delivery.instants(now);
+        let mut tx = self.begin().await?;
+        let recorded = sqlx::query(RECORD)
+            .bind(bucket)
+            .bind(message.id.uuid())
+            .bind(message.holder)
+            .bind(message.epoch)
+            .bind(record.delivery.state().as_str())
+            .bind(At(not_before))
+            .bind(record.delivery.attempts())
+            .bind(record.delivery.reply())
+            .bind(finished_at.map(At))
+            .execute(&mut *tx)
+            .await?;
+        if recorded.rows_affected() == 0 {
+            return Ok(false);
+        }
+        settle(&mut tx, message, &record.settled, now).await?;
+        if let Some(reply) = &record.suppress {
+            sqlx::query(SUPPRESS)
+                .bind(bucket)
+                .bind(message.contact.id.uuid())
+                .bind(At(now))
+                .bind(reply)
+                .execute(&mut *tx)
+                .await?;
+        }
+        write_reminders(&mut tx, &record.escalations, now, now).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+
+    async fn message_counts(&self) -> Result<Vec<MessageCount>> {
+        let rows: Vec<(String, i64)> = sqlx::query_as(MESSAGE_COUNTS).fetch_all(&self.readers).await?;
+        rows.into_iter().map(row::message_count).collect()
+    }
+}
+
+async fn settle(
+    tx: &mut Transaction<'_, Lite>,
+    message: &ClaimedMessage,
+    settled: &[Settled],
+    now: Timestamp,
+) -> Result<()> {
+    if settled.is_empty() {
+        return Ok(());
+    }
+    let rows = json(settled.iter().map(|s| {
+        let reason = s.reason.map(|reason| reason.as_str());
+        (hex(s.token.uuid()), s.claimed.generation, s.claimed.lead.seconds(), s.state.as_str(), reason)
+    }));
+    sqlx::query(
+        "UPDATE reminders AS r \
+         SET state = s.value ->> 3, reason = COALESCE(s.value ->> 4, r.reason), settled_at = $4 \
+         FROM json_each($3) AS s \
+         WHERE r.bucket = $1 AND r.token_id = UNHEX(s.value ->> 0) AND r.generation = s.value ->> 1 \
+           AND r.lead = s.value ->> 2 AND r.contact_id = $2 AND r.state = 'pending' AND r.message_id = $5",
+    )
+    .bind(message.id.bucket().column())
+    .bind(message.contact.id.uuid())
+    .bind(rows)
+    .bind(At(now))
+    .bind(message.id.uuid())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,409 @@
+//! Planning on SQLite: the same statements as on PostgreSQL, with JSON in the place of arrays.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+use sqlx::{Sqlite as Lite, Transaction};
+use uuid::Uuid;
+
+use super::{Sqlite, hold};
+use crate::clock::Timestamp;
+use crate::policy::Lead;
+use crate::store::Result;
+use crate::store::accounts::ReminderState;
+use crate::store::jobs::Lease;
+use crate::store::planning::{
+    Candidate, Cutoffs, Decided, Facts, NewReminder, Planning, Progress, Purged, Watermark, Written,
+};
+use crate::store::row::{self, At, CandidateRow, OwnedRow, token_columns};
+use crate::token::{ContactId, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, Token, TokenId};
+
+/// Rows for `json_each`: SQLite's way to bind many at once. Ids travel as hexadecimal digits.
+pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> String {
+    let rows: Vec<T> = rows.into_iter().collect();
+    // Numbers, texts and tuples of them always serialise.
+    serde_json::to_string(&rows).unwrap_or_default()
+}
+
+pub(super) fn hex(id: Uuid) -> String {
+    id.simple().to_string()
+}
+
+fn guards(candidates: &[Candidate]) -> String {
+    json(
+        candidates
+            .iter()
+            .map(|c| (c.id.bucket().column(), hex(c.id.uuid()), c.generation, c.deadline.expires_at.timestamp())),
+    )
+}
+
+/// Writes reminders that the ledger does not have yet, and opens the messages that they need.
+pub(super) async fn write_reminders(
+    tx: &mut Transaction<'_, Lite>,
+    reminders: &[NewReminder],
+    now: Timestamp,
+    not_before: Timestamp,
+) -> Result<Written> {
+    if reminders.is_empty() {
+        return Ok(Written::default());
+    }
+    let rows = json(reminders.iter().map(|r| {
+        (
+            r.bucket().column(),
+            hex(r.token.uuid()),
+            r.generation,
+            r.lead.seconds(),
+            hex(r.contact_column()),
+            r.expires_at.timestamp(),
+            r.state.as_str(),
+            r.reason.map(|reason| reason.as_str()),
+            i32::from(r.escalation),
+        )
+    }));
+    let inserted: Vec<(Uuid, String)> = sqlx::query_as(
+        "INSERT INTO reminders \
+             (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
+         SELECT n.value ->> 0, UNHEX(n.value ->> 1), n.value ->> 2, n.value ->> 3, UNHEX(n.value ->> 4), \
+                n.value ->> 5, n.value ->> 6, n.value ->> 7, n.value ->> 8, \
+                $2, CASE WHEN n.value ->> 6 = 'pending' THEN NULL ELSE $2 END \
+         FROM json_each($1) AS n \
+         WHERE TRUE \
+         ON CONFLICT DO NOTHING \
+         RETURNING contact_id, state",
+    )
+    .bind(rows)
+    .bind(At(now))
+    .fetch_all(&mut **tx)
+    .await?;
+
+    let mut contacts: Vec<ContactId> = inserted
+        .iter()
+        .filter(|(_, state)| state == ReminderState::Pending.as_str())
+        .map(|(contact, _)| ContactId::from(*contact))
+        .collect();
+    let pending = contacts.len() as u64;
+    contacts.sort_unstable();
+    contacts.dedup();
+    open_messages(tx, &contacts, now, not_before).await?;
+    Ok(Written { tokens: 0, pending, settled: inserted.len() as u64 - pending })
+}
+
+/// Opens a message for each contact that has none open.
+async fn open_messages(
+    tx: &mut Transaction<'_, Lite>,
+    contacts: &[ContactId],
+    now: Timestamp,
+    not_before: Timestamp,
+) -> Result<()> {
+    if contacts.is_empty() {
+        return Ok(());
+    }
+    let rows = json(contacts.iter().map(|contact| {
+        let bucket = contact.bucket();
+        (bucket.column(), hex(MessageId::new(bucket, now).uuid()), hex(contact.uuid()))
+    }));
+    sqlx::query(
+        "INSERT INTO messages \
+             (bucket, id, contact_id, state, not_before, attempts, lease_epoch, created_at) \
+         SELECT n.value ->> 0, UNHEX(n.value ->> 1), UNHEX(n.value ->> 2), 'open', $2, 0, 0, $3 \
+         FROM json_each($1) AS n \
+         WHERE TRUE \
+         ON CONFLICT (bucket, contact_id) WHERE state = 'open' DO UPDATE \
+         SET not_before = MIN(messages.not_before, excluded.not_before)",
+    )
+    .bind(rows)
+    .bind(At(not_before))
+    .bind(At(now))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+impl Planning for Sqlite {
+    async fn past_deadline(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
+        // Index tokens_deadline.
+        let rows: Vec<CandidateRow> = sqlx::query_as(
+            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+             FROM tokens \
+             WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at <= $1 \
+             ORDER BY expires_at, id \
+             LIMIT $2",
+        )
+        .bind(At(now))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        row::all(rows)
+    }
+
+    async fn expire(&self, lease: &Lease, decided: Decided<'_>) -> Result<Written> {
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, decided.now).await?;
+        let expired: Vec<(Uuid,)> = sqlx::query_as(
+            "UPDATE tokens AS t SET status = 'expired', ended_at = t.expires_at, unplanned = 0 \
+             FROM json_each($1) AS d \
+             WHERE t.bucket = d.value ->> 0 AND t.id = UNHEX(d.value ->> 1) AND t.status = 'active' \
+               AND t.generation = d.value ->> 2 AND t.expires_at = d.value ->> 3 \
+             RETURNING id",
+        )
+        .bind(guards(decided.looked_at))
+        .fetch_all(&mut *tx)
+        .await?;
+        let mut reminders = decided.reminders;
+        if expired.len() < decided.looked_at.len() {
+            let expired: HashSet<Uuid> = expired.iter().map(|(id,)| *id).collect();
+            reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
+        }
+        let written = write_reminders(&mut tx, &reminders, decided.now, decided.not_before).await?;
+        tx.commit().await?;
+        Ok(Written { tokens: expired.len() as u64, ..written })
+    }
+
+    async fn revive(&self, lease: &Lease, now: Timestamp, limit: u32) -> Result<u64> {
+        // Index tokens_ended: an expired token ended at its deadline, so those that end in the future come last.
+        let ids: Vec<(Uuid,)> = sqlx::query_as(
+            "SELECT id FROM tokens \
+             WHERE ended_at > $1 AND status = 'expired' AND expires_at > $1 \
+             ORDER BY ended_at DESC \
+             LIMIT $2",
+        )
+        .bind(At(now))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, now).await?;
+        let revived = sqlx::query(
+            "UPDATE tokens AS t \
+             SET status = 'active', ended_at = NULL, generation = t.generation + 1, unplanned = 1 \
+             FROM json_each($1) AS d \
+             WHERE t.bucket = d.value ->> 0 AND t.id = UNHEX(d.value ->> 1) AND t.status = 'expired' \
+               AND t.expires_at > $2",
+        )
+        .bind(json(ids.iter().map(|(id,)| (TokenId::from(*id).bucket().column(), hex(*id)))))
+        .bind(At(now))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(revived.rows_affected())
+    }
+
+    async fn unplanned(&self, limit: u32) -> Result<Vec<Candidate>> {
+        // Index tokens_unplanned.
+        let rows: Vec<CandidateRow> = sqlx::query_as(
+            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+             FROM tokens \
+             WHERE unplanned AND status = 'active' AND expires_at IS NOT NULL \
+             ORDER BY expires_at, id \
+             LIMIT $1",
+        )
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        row::all(rows)
+    }
+
+    async fn crossing(&self, lead: Lead, from: Watermark, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
+        // Index tokens_deadline.
+        let rows: Vec<CandidateRow> = sqlx::query_as(
+            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+             FROM tokens \
+             WHERE status = 'active' AND expires_at IS NOT NULL \
+               AND (expires_at, id) > ($1, $2) AND expires_at <= $3 \
+             ORDER BY expires_at, id \
+             LIMIT $4",
+        )
+        .bind(At(lead.deadline_for(from.instant)))
+        .bind(from.token)
+        .bind(At(lead.deadline_for(now)))
+        .bind(i64::from(limit))
+        .fetch_all(&self.readers)
+        .await?;
+        row::all(rows)
+    }
+
+    async fn reachable(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
+        let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "SELECT oc.owner_id, oc.contact_id \
+             FROM json_each($1) AS o \
+             CROSS JOIN owner_contacts oc ON oc.bucket = o.value ->> 0 AND oc.owner_id = UNHEX(o.value ->> 1)",
+        )
+        .bind(json(owners.iter().map(|owner| (owner.bucket().column(), hex(owner.uuid())))))
+        .fetch_all(&self.readers)
+        .await?;
+        let contacts: HashSet<Uuid> = rows.iter().map(|(_, contact)| *contact).collect();
+        let taking: Vec<(Uuid,)> = sqlx::query_as(
+            "SELECT c.id \
+             FROM json_each($1) AS n \
+             CROSS JOIN contacts c ON c.bucket = n.value ->> 0 AND c.id = UNHEX(n.value ->> 1) \
+             WHERE c.suppressed_at IS NULL",
+        )
+        .bind(json(contacts.iter().map(|id| (ContactId::from(*id).bucket().column(), hex(*id)))))
+        .fetch_all(&self.readers)
+        .await?;
+        let taking: HashSet<Uuid> = taking.into_iter().map(|(id,)| id).collect();
+        let mut reachable: HashMap<OwnerId, Vec<ContactId>> = HashMap::new();
+        for (owner, contact) in rows.into_iter().filter(|(_, contact)| taking.contains(contact)) {
+            reachable.entry(owner.into()).or_default().push(contact.into());
+        }
+        Ok(reachable)
+    }
+
+    async fn plan(&self, lease: &Lease, decided: Decided<'_>, progress: Progress) -> Result<Written> {
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, decided.now).await?;
+        let guards = guards(decided.looked_at);
+        let mut written = Written::default();
+        if !decided.reminders.is_empty() {
+            let unchanged: Vec<(Uuid,)> = sqlx::query_as(
+                "SELECT t.id \
+                 FROM json_each($1) AS d \
+                 CROSS JOIN tokens t ON t.bucket = d.value ->> 0 AND t.id = UNHEX(d.value ->> 1) \
+                 WHERE t.status = 'active' AND t.generation = d.value ->> 2 AND t.expires_at = d.value ->> 3",
+            )
+            .bind(&guards)
+            .fetch_all(&mut *tx)
+            .await?;
+            let unchanged: HashSet<Uuid> = unchanged.into_iter().map(|(id,)| id).collect();
+            let mut reminders = decided.reminders;
+            reminders.retain(|reminder| unchanged.contains(&reminder.token.uuid()));
+            written = write_reminders(&mut tx, &reminders, decided.now, decided.not_before).await?;
+        }
+        match progress {
+            Progress::Planned => {
+                let cleared = sqlx::query(
+                    "UPDATE tokens AS t SET unplanned = 0 \
+                     FROM json_each($1) AS d \
+                     WHERE t.bucket = d.value ->> 0 AND t.id = UNHEX(d.value ->> 1) AND t.unplanned \
+                       AND t.generation = d.value ->> 2 AND t.expires_at = d.value ->> 3",
+                )
+                .bind(&guards)
+                .execute(&mut *tx)
+                .await?;
+                written.tokens = cleared.rows_affected();
+            }
+            Progress::Reached(lead, watermark) => {
+                sqlx::query(
+                    "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, $1, $2, $3) \
+                     ON CONFLICT (bucket, lead) DO UPDATE \
+                     SET instant = excluded.instant, token_id = excluded.token_id",
+                )
+                .bind(lead.seconds())
+                .bind(At(watermark.instant))
+                .bind(watermark.token)
+                .execute(&mut *tx)
+                .await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(written)
+    }
+
+    async fn watermarks(&self) -> Result<HashMap<Lead, Watermark>> {
+        let rows: Vec<(i64, At, Uuid)> =
+            sqlx::query_as("SELECT lead, instant, token_id FROM watermarks WHERE bucket = 0")
+                .fetch_all(&self.readers)
+                .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(lead, instant, token)| (Lead::from_seconds(lead), Watermark { instant: instant.0, token }))
+            .collect())
+    }
+
+    async fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp) -> Result<()> {
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, now).await?;
+        sqlx::query("DELETE FROM watermarks WHERE bucket = 0 AND lead NOT IN (SELECT value FROM json_each($1))")
+            .bind(json(leads.iter().map(|lead| lead.seconds())))
+            .execute(&mut *tx)
+            .await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    async fn facts(&self, contact: ContactId, tokens: &[TokenId]) -> Result<Facts> {
+        let rows: Vec<OwnedRow> = sqlx::query_as(concat!(
+            "SELECT ",
+            token_columns!(),
+            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale \
+             FROM json_each($1) AS n \
+             CROSS JOIN tokens t ON t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) \
+             JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id"
+        ))
+        .bind(json(tokens.iter().map(|id| (id.bucket().column(), hex(id.uuid())))))
+        .fetch_all(&self.readers)
+        .await?;
+        let tokens: Vec<(Token, Owner)> = row::all(rows)?;
+        // Index owner_contacts_contact.
+        let speaks_for: Vec<(Uuid, bool)> = sqlx::query_as(
+            "SELECT oc.owner_id, o.key = $2 \
+             FROM owner_contacts oc \
+             JOIN owners o ON o.bucket = oc.bucket AND o.id = oc.owner_id \
+             WHERE oc.contact_id = $1",
+        )
+        .bind(contact.uuid())
+        .bind(SYSTEM_OWNER_KEY)
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(Facts {
+            tokens: tokens.into_iter().map(|(token, owner)| (token.id, (token, owner))).collect(),
+            is_fallback: speaks_for.iter().any(|(_, system)| *system),
+            speaks_for: speaks_for.into_iter().map(|(owner, _)| owner.into()).collect(),
+        })
+    }
+
+    async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, now).await?;
+        let limit = i64::from(limit);
+        // Index reminders_deadline. A pending row still has a message to go with.
+        let reminders = sqlx::query(
+            "DELETE FROM reminders \
+             WHERE (bucket, token_id, generation, lead, contact_id) IN ( \
+                 SELECT bucket, token_id, generation, lead, contact_id \
+                 FROM reminders \
+                 WHERE deadline < $1 AND state <> 'pending' \
+                 ORDER BY deadline \
+                 LIMIT $2 \
+             )",
+        )
+        .bind(At(cutoffs.reminders))
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
+        // Index messages_finished.
+        let messages = sqlx::query(
+            "DELETE FROM messages \
+             WHERE (bucket, id) IN ( \
+                 SELECT bucket, id FROM messages WHERE finished_at < $1 ORDER BY finished_at LIMIT $2 \
+             )",
+        )
+        .bind(At(cutoffs.messages))
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
+        // Index tokens_ended.
+        let tokens = sqlx::query(
+            "DELETE FROM tokens \
+             WHERE (bucket, id) IN ( \
+                 SELECT bucket, id FROM tokens \
+                 WHERE ended_at < $1 AND (kind <> 'primary' OR replaced_by IS NOT NULL) \
+                 ORDER BY ended_at \
+                 LIMIT $2 \
+             )",
+        )
+        .bind(At(cutoffs.ended_tokens))
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Purged {
+            reminders: reminders.rows_affected(),
+            messages: messages.rows_affected(),
+            tokens: tokens.rows_affected(),
+        })
+    }
+}

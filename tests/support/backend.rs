@@ -1,0 +1,160 @@
+//! The back ends that the conformance suite runs on: each test gets an empty store of its own.
+
+use std::future::Future;
+
+use lapsed::store::{Postgres, Sqlite, Store};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::SqlitePoolOptions;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, SqlitePool};
+use tempfile::TempDir;
+
+use super::postgres::{Database, fresh};
+
+/// An empty store, and ways around it that only a test takes.
+pub trait Backend: Sized {
+    type Store: Store;
+
+    /// Makes an empty store.
+    fn make() -> impl Future<Output = Self>;
+
+    /// Opens the store as another process would.
+    fn open(&self) -> impl Future<Output = Self::Store>;
+
+    /// The number that a query answers.
+    fn count(&self, sql: &str) -> impl Future<Output = i64>;
+
+    /// Changes rows by hand.
+    fn execute(&self, sql: &str) -> impl Future<Output = ()>;
+}
+
+/// SQLite in a directory of its own.
+pub struct OnSqlite {
+    directory: TempDir,
+    direct: SqlitePool,
+}
+
+impl OnSqlite {
+    pub fn url(&self) -> String {
+        url(&self.directory)
+    }
+}
+
+fn url(directory: &TempDir) -> String {
+    format!("sqlite:{}", directory.path().join("lapsed.db").display())
+}
+
+impl Backend for OnSqlite {
+    type Store = Sqlite;
+
+    async fn make() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let direct = SqlitePoolOptions::new().max_connections(1).connect_lazy(&url(&directory)).expect("a URL");
+        Self { directory, direct }
+    }
+
+    async fn open(&self) -> Sqlite {
+        Sqlite::open(&self.url()).await.expect("the store opens")
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.direct).await.expect(sql)
+    }
+
+    async fn execute(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.direct).await.expect(sql);
+    }
+}
+
+/// PostgreSQL in a database of its own.
+pub struct OnPostgres {
+    direct: PgPool,
+    pub database: Database,
+}
+
+impl Backend for OnPostgres {
+    type Store = Postgres;
+
+    async fn make() -> Self {
+        let database = fresh().await;
+        let direct = PgPoolOptions::new().max_connections(1).connect_lazy(&database.url).expect("a URL");
+        Self { direct, database }
+    }
+
+    async fn open(&self) -> Postgres {
+        Postgres::open(&self.database.url).await.expect("the store opens")
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.direct).await.expect(sql)
+    }
+
+    async fn execute(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.direct).await.expect(sql);
+    }
+}
+
+/// The same schema, hash-partitioned by bucket into 16, as a distributed engine would hold it.
+pub struct OnPartitions(pub OnPostgres);
+
+impl Backend for OnPartitions {
+    type Store = Postgres;
+
+    async fn make() -> Self {
+        let plain = OnPostgres::make().await;
+        plain.open().await.close().await;
+        partition(&mut plain.database.connect().await).await;
+        Self(plain)
+    }
+
+    async fn open(&self) -> Postgres {
+        self.0.open().await
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        self.0.count(sql).await
+    }
+
+    async fn execute(&self, sql: &str) {
+        self.0.execute(sql).await;
+    }
+}
+
+/// Turns every table that the migrations made into a partitioned one with the same columns, indexes and constraints.
+async fn partition(connection: &mut PgConnection) {
+    let tables: Vec<(String,)> = sqlx::query_as(
+        "SELECT relname::text FROM pg_class \
+         WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname NOT LIKE '\\_sqlx%'",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .expect("the tables");
+    assert!(tables.len() >= 8, "the migrations make the tables: {tables:?}");
+    let keys: Vec<(String, String)> = sqlx::query_as(
+        "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint \
+         WHERE contype = 'f' AND connamespace = 'public'::regnamespace",
+    )
+    .fetch_all(&mut *connection)
+    .await
+    .expect("the foreign keys");
+    let mut script = String::from("BEGIN;");
+    for (table,) in &tables {
+        script += &format!("ALTER TABLE {table} RENAME TO old_{table};");
+        script += &format!("CREATE TABLE {table} (LIKE old_{table} INCLUDING ALL) PARTITION BY HASH (bucket);");
+        for part in 0..16 {
+            script += &format!(
+                "CREATE TABLE {table}_{part} PARTITION OF {table} FOR VALUES WITH (MODULUS 16, REMAINDER {part});"
+            );
+        }
+    }
+    for (table, _) in &keys {
+        assert!(tables.iter().any(|(known,)| known == table), "{table}");
+    }
+    for (table,) in &tables {
+        script += &format!("DROP TABLE old_{table} CASCADE;");
+    }
+    for (table, definition) in &keys {
+        script += &format!("ALTER TABLE {table} ADD {definition};");
+    }
+    script += "COMMIT;";
+    sqlx::raw_sql(AssertSqlSafe(script)).execute(connection).await.expect("partitioning");
+}

@@ -1,0 +1,220 @@
+//! A small world for a story: a store, a clock that the story moves, and short words for what happens in it.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, TimeZone, Utc};
+use lapsed::change::{self, Edit};
+use lapsed::clock::{Clock, ManualClock, Timestamp};
+use lapsed::jobs::{Rules, expire, remind};
+use lapsed::policy::{Lead, Policy};
+use lapsed::store::accounts::{NewContact, ReminderRecord};
+use lapsed::store::jobs::Lease;
+use lapsed::store::planning::Written;
+use lapsed::store::{Accounts, Jobs};
+use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Status, Token, TokenId};
+use uuid::Uuid;
+
+use super::backend::Backend;
+
+pub fn days(n: i64) -> TimeDelta {
+    TimeDelta::days(n)
+}
+
+pub fn lead(n: i64) -> Lead {
+    Lead::new(days(n))
+}
+
+/// When every story begins.
+pub fn dawn() -> Timestamp {
+    Utc.with_ymd_and_hms(2027, 1, 1, 9, 0, 0).single().expect("an instant")
+}
+
+pub struct World<B: Backend> {
+    pub backend: B,
+    pub store: B::Store,
+    pub clock: Arc<ManualClock>,
+    pub rules: Rules,
+    pub process: Uuid,
+}
+
+impl<B: Backend> World<B> {
+    pub async fn new() -> Self {
+        let backend = B::make().await;
+        let store = backend.open().await;
+        let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
+        let rules = Rules { policy, fallback: None, hold: TimeDelta::zero(), batch: 3 };
+        let clock = Arc::new(ManualClock::at(dawn()));
+        Self { backend, store, clock, rules, process: Uuid::from_u128(1) }
+    }
+
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Moves the clock to so many days after dawn.
+    pub fn on_day(&self, day: i64) -> Timestamp {
+        self.clock.set(dawn() + days(day));
+        self.now()
+    }
+
+    pub async fn fallback(&mut self, address: &str) -> ContactId {
+        let id = self.store.set_fallback(Some(&at(address)), self.now()).await.expect("a fallback");
+        self.rules.fallback = id;
+        id.expect("an id")
+    }
+
+    pub async fn owner(&self, key: &str, addresses: &[&str]) -> OwnerId {
+        let owner = Owner {
+            id: OwnerId::new(Bucket::of(key), self.now()),
+            key: key.into(),
+            name: key.to_uppercase(),
+            time_zone: chrono_tz::UTC,
+            locale: "en".into(),
+        };
+        let contacts: Vec<NewContact> = addresses.iter().map(|address| at(address).into()).collect();
+        self.store.add_owner(&owner, &contacts, None, self.now()).await.expect("a new owner");
+        owner.id
+    }
+
+    /// A token that expires so many days from now.
+    pub async fn token(&self, owner: OwnerId, expires_in: i64) -> TokenId {
+        self.imported(owner, self.now(), self.now() + days(expires_in)).await
+    }
+
+    /// A token with this deadline, made at this instant, that appears now.
+    pub async fn imported(&self, owner: OwnerId, created_at: Timestamp, expires_at: Timestamp) -> TokenId {
+        let (token, secret) = new_token(owner, created_at, Some(expires_at), self.now());
+        self.store.add_token(&token, Some(&secret.hash())).await.expect("a new token");
+        token.id
+    }
+
+    pub async fn get(&self, id: TokenId) -> Token {
+        let found = self.store.find_tokens(&lapsed::token::IdRef::Whole(id.uuid())).await.expect("a read");
+        found.into_iter().next().expect("the token")
+    }
+
+    pub async fn move_deadline(&self, id: TokenId, to: Timestamp) {
+        let now = self.now();
+        let edit = Edit { expires_at: Some(Some(to)), ..Edit::default() };
+        self.store.change_token(id, |token| change::edit(token, &edit, now)).await.expect("an edit");
+        self.check().await;
+    }
+
+    pub async fn lease(&self, job: &'static str) -> Lease {
+        self.store.lease(job, self.process, self.now()).await.expect("a read").expect("the lease is free")
+    }
+
+    /// Expires until nothing is due, as a pass does.
+    pub async fn expire(&self) -> Written {
+        let lease = self.lease(expire::NAME).await;
+        while expire::revive(&self.store, &lease, &self.rules, self.now()).await.expect("a step").more {}
+        let mut total = Written::default();
+        loop {
+            let outcome = expire::step(&self.store, &lease, &self.rules, self.now()).await.expect("a step");
+            self.check().await;
+            total.tokens += outcome.did.tokens;
+            total.pending += outcome.did.pending;
+            total.settled += outcome.did.settled;
+            if !outcome.more {
+                break;
+            }
+        }
+        self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
+        total
+    }
+
+    /// Reminds until nothing is due.
+    pub async fn remind(&self) -> Written {
+        let lease = self.lease(remind::NAME).await;
+        let total = self.remind_under(&lease).await;
+        self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
+        total
+    }
+
+    pub async fn reconcile(&self) -> Written {
+        let lease = self.lease(remind::NAME).await;
+        remind::reconcile(&self.store, &lease, self.now()).await.expect("a write");
+        let total = self.remind_under(&lease).await;
+        self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
+        total
+    }
+
+    async fn remind_under(&self, lease: &Lease) -> Written {
+        let mut total = Written::default();
+        for _ in 0..10_000 {
+            let outcome = remind::step(&self.store, lease, &self.rules, self.now()).await.expect("a step");
+            self.check().await;
+            total.pending += outcome.did.pending;
+            total.settled += outcome.did.settled;
+            if !outcome.more {
+                return total;
+            }
+        }
+        panic!("remind does not come to an end");
+    }
+
+    /// What the ledger says of a token: lead, state and generation, widest lead first.
+    pub async fn ledger(&self, token: TokenId) -> Vec<String> {
+        let records = self.store.history(token).await.expect("a read");
+        records.iter().map(line).collect()
+    }
+
+    /// The commit invariant: each pending reminder has a message that will carry it.
+    pub async fn check(&self) {
+        let orphans = self
+            .backend
+            .count(
+                "SELECT COUNT(*) FROM reminders r \
+                 WHERE r.state = 'pending' AND NOT EXISTS ( \
+                     SELECT 1 FROM messages m \
+                     WHERE m.bucket = r.bucket AND m.contact_id = r.contact_id AND ( \
+                         (r.message_id IS NULL AND m.state IN ('open', 'held')) OR \
+                         (m.id = r.message_id AND m.state IN ('sending', 'retry')) \
+                     ) \
+                 )",
+            )
+            .await;
+        assert_eq!(orphans, 0, "pending reminders that no message will carry");
+    }
+}
+
+fn line(record: &ReminderRecord) -> String {
+    let to = record.address.as_ref().map_or("nobody", Address::as_str);
+    let escalated = if record.escalation { " escalated" } else { "" };
+    format!("{}: {} {} to {to}{escalated}", record.generation, record.lead, record.state)
+}
+
+pub fn at(address: &str) -> Address {
+    Address::parse(address).expect(address)
+}
+
+/// A token as a command or an import makes it.
+pub fn new_token(
+    owner: OwnerId,
+    created_at: DateTime<Utc>,
+    expires_at: Option<Timestamp>,
+    now: Timestamp,
+) -> (Token, Secret) {
+    let secret = Secret::generate(owner.bucket());
+    let mut token = Token {
+        id: TokenId::new(owner.bucket(), now),
+        owner,
+        kind: Kind::Additional,
+        description: "deploy key (CI)".into(),
+        scopes: vec!["repo:read".into()],
+        issued: true,
+        external_id: None,
+        hint: Some(secret.hint()),
+        created_at,
+        expires_at,
+        deadline_set_at: created_at,
+        generation: 0,
+        unplanned: false,
+        last_used_at: None,
+        status: Status::Active,
+        ended_at: None,
+        replaced_by: None,
+    };
+    change::mark_unplanned(&mut token, now);
+    (token, secret)
+}
