@@ -7,5 +7,6 @@ pub mod token;
 pub mod policy;
 pub mod change;
 pub mod store;
+pub mod mail;
 pub mod jobs;
 pub mod telemetry;

@@ -1,0 +1,16 @@
+//! Mail: what a message says, what carries it, and what a server's answer means.
+//!
+//! In the order in which a message goes through them:
+//!
+//! - [`when`], [`clean`], [`wrap`]: the words for a deadline, strangers' texts made harmless, columns. Pure.
+//! - [`compose`]: from a message's reminders to its bytes. The same message has the same `Message-ID` at each attempt.
+//!
+//! Nothing here knows the store. A crash at any point leaves at worst a mail that the server took and nobody recorded: it
+//! is sent again under the same `Message-ID`.
+
+pub mod when;
+pub mod clean;
+pub mod wrap;
+pub mod compose;
+
+pub use compose::{ComposeError, Composed, Composer, Item, Letter};
