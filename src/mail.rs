@@ -4,6 +4,7 @@
 //!
 //! - [`when`], [`clean`], [`wrap`]: the words for a deadline, strangers' texts made harmless, columns. Pure.
 //! - [`compose`]: from a message's reminders to its bytes. The same message has the same `Message-ID` at each attempt.
+//! - [`outcome`]: one pure function from what happened to what now.
 //!
 //! Nothing here knows the store. A crash at any point leaves at worst a mail that the server took and nobody recorded: it
 //! is sent again under the same `Message-ID`.
@@ -12,5 +13,7 @@ pub mod when;
 pub mod clean;
 pub mod wrap;
 pub mod compose;
+pub mod outcome;
 
 pub use compose::{ComposeError, Composed, Composer, Item, Letter};
+pub use outcome::{Happened, Next, Phase, decide};
