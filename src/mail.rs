@@ -4,6 +4,9 @@
 //!
 //! - [`when`], [`clean`], [`wrap`]: the words for a deadline, strangers' texts made harmless, columns. Pure.
 //! - [`compose`]: from a message's reminders to its bytes. The same message has the same `Message-ID` at each attempt.
+//! - [`transport`]: carries a composed mail, by [`smtp`], into a [`maildir`], or into memory. Guarantees that a server
+//!   that cannot be reached is found out before a message is touched, that whoever lost a message's lease does not send
+//!   it, and that a future that was dropped half-way leaves no session behind that could answer for the wrong message.
 //! - [`outcome`]: one pure function from what happened to what now.
 //!
 //! Nothing here knows the store. A crash at any point leaves at worst a mail that the server took and nobody recorded: it
@@ -14,6 +17,10 @@ pub mod clean;
 pub mod wrap;
 pub mod compose;
 pub mod outcome;
+pub mod maildir;
+pub mod smtp;
+pub mod transport;
 
 pub use compose::{ComposeError, Composed, Composer, Item, Letter};
 pub use outcome::{Happened, Next, Phase, decide};
+pub use transport::{Memory, Transport};

@@ -1,0 +1,125 @@
+//! The bytes between us and a mail server: how they are carried and protected.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use lettre::transport::smtp::client::AsyncTokioStream;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+/// After how much silence the machine asks whether the other end is still there, and how often it asks again.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+
+/// Connects to the first of the host's addresses that answers within `limit`.
+///
+/// # Errors
+/// What went wrong with the last one.
+pub(super) async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<(TcpStream, SocketAddr)> {
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, "no answer");
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in timeout(limit, lookup_host((host, port))).await.map_err(|_| silent())?? {
+        match timeout(limit, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => {
+                // A command waits for its answer, so Nagle's algorithm would hold back each final dot.
+                socket.set_nodelay(true)?;
+                let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_EVERY);
+                SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+                return Ok((socket, address));
+            }
+            Ok(Err(error)) => last = error,
+            Err(_) => last = silent(),
+        }
+    }
+    Err(last)
+}
+
+/// TLS with the certificates that this machine trusts.
+///
+/// # Errors
+/// When there are none, the host's name cannot be one, or the handshake fails.
+pub(super) async fn protect(socket: TcpStream, host: &str) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, socket).await
+}
+
+/// A stream that is read one line at a time.
+///
+/// lettre reads ahead, and keeps what it read when STARTTLS replaces the stream below. Whoever sits on the wire could
+/// so put replies in the clear behind the answer to STARTTLS, which would later pass for the server's (the flaw of
+/// CVE-2011-0411). Behind this stream nothing is read ahead: such replies meet the TLS handshake instead, which fails.
+#[derive(Debug)]
+pub(super) struct LineByLine<S> {
+    inner: S,
+    peer: SocketAddr,
+    /// Read, but not handed on yet: from `at`.
+    read: Vec<u8>,
+    at: usize,
+}
+
+impl<S> LineByLine<S> {
+    pub(super) fn new(inner: S, peer: SocketAddr) -> Self {
+        Self { inner, peer, read: Vec::new(), at: 0 }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for LineByLine<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.at == this.read.len() {
+            let mut bytes = [0; 4096];
+            let mut chunk = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut this.inner).poll_read(context, &mut chunk))?;
+            this.read.clear();
+            this.read.extend_from_slice(chunk.filled());
+            this.at = 0;
+        }
+        let rest = this.read.get(this.at..).unwrap_or_default();
+        let line = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
+        let (line, _) = rest.split_at(line.min(out.remaining()));
+        out.put_slice(line);
+        this.at += line.len();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for LineByLine<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().inner).poll_shutdown(context)
+    }
+}
+
+impl<S> AsyncTokioStream for LineByLine<S>
+where
+    S: AsyncRead + AsyncWrite + Send + Sync + Unpin + std::fmt::Debug,
+{
+    fn peer_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.peer)
+    }
+}
