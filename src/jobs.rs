@@ -4,6 +4,7 @@
 //! whether more is due; whoever calls it ([`crate::service`], or a test) goes on until nothing is. No job waits, holds
 //! state that a restart would lose, or knows of another.
 
+pub mod deliver;
 pub mod expire;
 pub mod purge;
 pub mod remind;

@@ -9,4 +9,6 @@ pub mod change;
 pub mod store;
 pub mod mail;
 pub mod jobs;
+pub mod service;
+pub mod cli;
 pub mod telemetry;

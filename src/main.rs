@@ -1,1 +1,10 @@
-fn main() {}
+//! The `lapsed` program.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use lapsed::cli;
+
+fn main() -> ExitCode {
+    cli::main(cli::Arguments::parse())
+}

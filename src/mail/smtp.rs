@@ -14,7 +14,7 @@ mod stream;
 use std::error::Error as _;
 use std::future::Future;
 use std::iter;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -27,6 +27,8 @@ use lettre::transport::smtp::response::Response;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
+use crate::config::{self, Tls};
+
 use super::compose::Composed;
 use super::outcome::{Happened, Phase};
 
@@ -34,32 +36,6 @@ use super::outcome::{Happened, Phase};
 const ASK_AFTER: Duration = Duration::from_secs(30);
 /// How long a server may take to say goodbye: nothing depends on it.
 const GOODBYE: Duration = Duration::from_secs(5);
-
-/// Where mail goes, and how.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// The server's name or address.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// How the connection is protected.
-    pub tls: Tls,
-    /// Who we are to the server, if it wants to know.
-    pub username: Option<String>,
-    /// The file that holds the password.
-    pub password_file: Option<PathBuf>,
-}
-
-/// How the connection to the server is protected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tls {
-    /// STARTTLS (RFC 3207), and no mail without it.
-    Starttls,
-    /// TLS from the first byte (RFC 8314).
-    Implicit,
-    /// Not at all.
-    None,
-}
 
 /// How long each phase may take. The defaults are the least that RFC 5321, section 4.5.3.2 asks for, where it asks.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +91,7 @@ impl Timeouts {
 /// Delivers by SMTP over one connection at a time.
 #[derive(Debug)]
 pub struct Smtp {
-    options: Options,
+    options: config::Smtp,
     timeouts: Timeouts,
     hello: ClientId,
     /// The session between two messages; `None` while one is under way.
@@ -124,12 +100,12 @@ pub struct Smtp {
 
 impl Smtp {
     /// A transport that has not connected yet.
-    pub fn new(options: Options) -> Self {
+    pub fn new(options: config::Smtp) -> Self {
         Self::with_timeouts(options, Timeouts::default())
     }
 
     /// The same with other limits.
-    pub fn with_timeouts(options: Options, timeouts: Timeouts) -> Self {
+    pub fn with_timeouts(options: config::Smtp, timeouts: Timeouts) -> Self {
         Self { options, timeouts, hello: ClientId::default(), session: None }
     }
 
@@ -263,7 +239,7 @@ fn broken(phase: Phase, error: &str) -> Happened {
 }
 
 fn no_answer(limit: Duration) -> String {
-    format!("no answer within {}", humantime::format_duration(limit))
+    format!("no answer within {limit:?}")
 }
 
 /// Waits for an answer, but not for ever.
@@ -275,8 +251,8 @@ async fn within<T, E: Into<Fault>>(limit: Duration, answer: impl Future<Output =
 }
 
 /// Everything from the name of the server to a session that can deliver.
-async fn establish(options: Options, timeouts: Timeouts, hello: ClientId) -> Result<Session, Happened> {
-    let Options { host, port, tls, username, password_file } = &options;
+async fn establish(options: config::Smtp, timeouts: Timeouts, hello: ClientId) -> Result<Session, Happened> {
+    let config::Smtp { host, port, tls, username, password_file } = &options;
     let io_fault = |error: std::io::Error| Fault::Broken(error.to_string());
     let (socket, peer) = stream::connect(host, *port, timeouts.connect)
         .await
@@ -287,11 +263,11 @@ async fn establish(options: Options, timeouts: Timeouts, hello: ClientId) -> Res
             let protected = within(timeouts.tls, protected).await.map_err(|fault| fault.at(Phase::Tls))?;
             Box::new(stream::LineByLine::new(protected, peer))
         }
-        Tls::Starttls | Tls::None => Box::new(stream::LineByLine::new(socket, peer)),
+        Tls::StartTls | Tls::None => Box::new(stream::LineByLine::new(socket, peer)),
     };
     let connection = AsyncSmtpConnection::connect_with_transport(stream, &hello);
     let mut connection = within(timeouts.hello, connection).await.map_err(|fault| fault.at(Phase::Hello))?;
-    if *tls == Tls::Starttls {
+    if *tls == Tls::StartTls {
         if !connection.can_starttls() {
             return Err(broken(Phase::Tls, "the server does not offer STARTTLS, and tls = \"starttls\" requires it"));
         }

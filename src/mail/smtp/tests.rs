@@ -58,7 +58,7 @@ impl Server {
 
     fn smtp_with(&self, tls: Tls, timeouts: Timeouts) -> Smtp {
         let host = "127.0.0.1".to_owned();
-        let options = Options { host, port: self.port, tls, username: None, password_file: None };
+        let options = config::Smtp { host, port: self.port, tls, username: None, password_file: None };
         Smtp::with_timeouts(options, timeouts)
     }
 
@@ -116,7 +116,7 @@ fn mail() -> Composed {
 }
 
 fn short() -> Timeouts {
-    let short = Duration::from_millis(100);
+    let short = Duration::from_secs(1);
     Timeouts { hello: short, mail: short, content: short, dot: short, ..Timeouts::default() }
 }
 
@@ -212,9 +212,9 @@ async fn a_server_that_says_nothing_is_given_up_in_each_phase() {
     let server = Server::start(scripts).await;
     let mut smtp = server.smtp_with(Tls::None, short());
     let mut send = async || smtp.send(&mail(), || async { true }).await;
-    assert_eq!(send().await, Happened::Broken { phase: Phase::Hello, error: "no answer within 100ms".into() });
-    assert_eq!(send().await, Happened::Broken { phase: Phase::Mail, error: "no answer within 100ms".into() });
-    assert_eq!(send().await, Happened::Unknown { error: "no answer within 100ms".into() });
+    assert_eq!(send().await, Happened::Broken { phase: Phase::Hello, error: "no answer within 1s".into() });
+    assert_eq!(send().await, Happened::Broken { phase: Phase::Mail, error: "no answer within 1s".into() });
+    assert_eq!(send().await, Happened::Unknown { error: "no answer within 1s".into() });
     drop(smtp);
     server.finish().await;
 }
@@ -300,7 +300,7 @@ async fn a_server_that_takes_nobodys_mail_is_found_out_before_a_message_is_touch
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = nobody.local_addr().expect("an address").port();
     drop(nobody);
-    let options = Options { host: "127.0.0.1".into(), port, tls: Tls::None, username: None, password_file: None };
+    let options = config::Smtp { host: "127.0.0.1".into(), port, tls: Tls::None, username: None, password_file: None };
     let happened = Smtp::new(options).ready().await.expect_err("nobody there");
     assert_eq!(phase_of(&happened), Phase::Connect);
 }
@@ -311,7 +311,7 @@ async fn mail_is_never_sent_in_the_clear_where_tls_is_required() {
     let injects = script(&[&offers, &[Say("220 go\r\n250-mx\r\n250 8BITMIME\r\n"), Stall]]);
     let refuses = script(&[&offers, &[Say("454 4.7.0 not now\r\n"), Hear("QUIT")]]);
     let server = Server::start(vec![script(&[&GREETING]), refuses, injects]).await;
-    let mut smtp = server.smtp_with(Tls::Starttls, Timeouts::default());
+    let mut smtp = server.smtp_with(Tls::StartTls, Timeouts::default());
     for _ in 0..2 {
         assert_eq!(phase_of(&smtp.ready().await.expect_err("not ready")), Phase::Tls);
     }

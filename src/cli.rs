@@ -1,0 +1,159 @@
+//! The command line: argument definitions, and what each command needs before it starts.
+//!
+//! Results go to stdout, messages to stderr. Exit status: 0 done, 1 failed (or "not valid" for `verify`), 2 wrong usage
+//! or configuration.
+
+mod demo;
+mod expires;
+mod lookup;
+mod output;
+mod owner;
+mod run;
+mod token;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::clock::SystemClock;
+use crate::config::{self, Settings};
+use crate::service;
+use crate::store::{Postgres, Sqlite, Store};
+use crate::telemetry;
+
+/// Expires API tokens, and tells their owners in time.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// Configuration file, in the place of /etc/lapsed/lapsed.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show in a minute what lapsed does: a new store, the real daemon, mails in a directory
+    Demo(demo::Demo),
+    /// Run the daemon
+    Run(run::Run),
+    /// Owners and their contacts
+    #[command(subcommand)]
+    Owner(OwnerCommand),
+    /// Tokens: create, edit, rotate, revoke, list, verify
+    #[command(subcommand)]
+    Token(TokenCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum OwnerCommand {
+    /// Add an owner and its primary token, whose secret is shown once
+    Add(owner::Add),
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Create an additional token, whose secret is shown once
+    Create(token::Create),
+    /// Change a token's description or deadline
+    Edit(token::Edit),
+    /// Replace a token by a new one of the same kind, description and scopes
+    Rotate(token::Rotate),
+    /// End an additional token now
+    Revoke(token::Revoke),
+    /// List tokens, those that expire first on top
+    List(token::List),
+    /// Show a token and all its reminders
+    Show(token::Show),
+    /// Check a secret, read from standard input: exit status 0 and the token, or 1 and the reason
+    Verify(Verify),
+}
+
+/// `verify` has nothing to choose.
+#[derive(Debug, Args)]
+struct Verify {}
+
+/// Why a command ends with a status other than 0.
+#[derive(Debug)]
+pub enum Failure {
+    /// Wrong usage or configuration: status 2.
+    Usage(String),
+    /// It could not be done: status 1.
+    Failed(anyhow::Error),
+    /// The secret is not valid, which was said already: status 1.
+    NotValid,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// What a command ends with.
+pub type Outcome = Result<(), Failure>;
+
+/// Runs the command that the arguments name.
+pub fn main(arguments: Arguments) -> ExitCode {
+    match dispatch(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::NotValid) => ExitCode::from(1),
+        Err(Failure::Usage(message)) => {
+            output::complain(&message);
+            ExitCode::from(2)
+        }
+        Err(Failure::Failed(error)) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(Failure::Failed(error)) => {
+            output::complain(&format!("{error:#}"));
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let result = runtime.block_on(async {
+        let command = match arguments.command {
+            Command::Demo(demo) => return demo.run().await,
+            command => command,
+        };
+        let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+        telemetry::init(&settings.log.level);
+        // The one place that chooses a back end.
+        let url = settings.store.url.expose().to_owned();
+        if url.starts_with("sqlite:") {
+            command.run(Sqlite::open(&url).await?, &settings).await
+        } else {
+            command.run(Postgres::open(&url).await?, &settings).await
+        }
+    });
+    // A read of standard input that nobody waits for any more must not keep the process.
+    runtime.shutdown_background();
+    result
+}
+
+impl Command {
+    async fn run<S: Store>(self, store: S, settings: &Settings) -> Outcome {
+        let clock = Arc::new(SystemClock::default());
+        service::follow_clock(&store, &clock).await?;
+        let result = match self {
+            // Needs no store of the configuration; dispatched before one is opened.
+            Self::Demo(demo) => demo.run().await,
+            Self::Run(run) => run.run(store.clone(), clock, settings).await,
+            Self::Owner(OwnerCommand::Add(add)) => add.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Create(create)) => create.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Edit(edit)) => edit.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Rotate(rotate)) => rotate.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Revoke(revoke)) => revoke.run(&store, &*clock).await,
+            Self::Token(TokenCommand::List(list)) => list.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Verify(Verify {})) => verify::run(&store, &*clock).await,
+        };
+        store.close().await;
+        result
+    }
+}

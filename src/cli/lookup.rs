@@ -1,0 +1,65 @@
+//! Finding what somebody named on the command line.
+
+use anyhow::bail;
+
+use crate::store::Store;
+use crate::store::accounts::OwnerRef;
+use crate::token::{Address, IdRef, Owner, Token};
+
+/// The one owner with this key, id, short id or address.
+///
+/// # Errors
+/// When there is none, or more than one; then the error lists them.
+pub async fn owner<S: Store>(store: &S, text: &str) -> anyhow::Result<Owner> {
+    let mut references = vec![OwnerRef::Key(text.to_owned())];
+    references.extend(IdRef::parse(text).map(OwnerRef::Id));
+    if text.contains('@') {
+        references.extend(Address::parse(text).ok().map(OwnerRef::Address));
+    }
+    let mut found: Vec<Owner> = Vec::new();
+    for reference in &references {
+        for owner in store.find_owners(reference).await? {
+            if found.iter().all(|known| known.id != owner.id) {
+                found.push(owner);
+            }
+        }
+    }
+    match found.len() {
+        0 => bail!("there is no owner {text:?}; name one by its key, its id, or the address of a contact"),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let lines: Vec<String> =
+                found.iter().map(|owner| format!("  {}  {}  {}", owner.id.short(), owner.key, owner.name)).collect();
+            bail!("{text:?} fits more than one owner; use a key or an id:\n{}", lines.join("\n"))
+        }
+    }
+}
+
+/// The one token with this id or short id.
+///
+/// # Errors
+/// When there is none, or more than one; then the error lists them.
+pub async fn token<S: Store>(store: &S, text: &str) -> anyhow::Result<Token> {
+    let Some(id) = IdRef::parse(text) else {
+        bail!("{text:?} is not a token's id: use the id, or its last digits as `lapsed token list` prints them")
+    };
+    let mut found = store.find_tokens(&id).await?;
+    match found.len() {
+        0 => bail!("there is no token {text}; `lapsed token list` prints those that there are"),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let lines: Vec<String> =
+                found.iter().map(|token| format!("  {}  {}  {}", token.id, token.status, token.description)).collect();
+            bail!("{text} fits more than one token; use the whole id:\n{}", lines.join("\n"))
+        }
+    }
+}
+
+/// The owner of a token.
+///
+/// # Errors
+/// When the store fails.
+pub async fn owner_of<S: Store>(store: &S, token: &Token) -> anyhow::Result<Owner> {
+    let found = store.find_owners(&OwnerRef::Id(IdRef::Whole(token.owner.uuid()))).await?;
+    found.into_iter().next().ok_or_else(|| anyhow::anyhow!("the owner of token {} is gone", token.id))
+}

@@ -1,0 +1,84 @@
+//! `lapsed run`
+
+use std::sync::Arc;
+
+use chrono::TimeDelta;
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Outcome, output};
+use crate::clock::{Clock, SystemClock};
+use crate::config::{self, Settings};
+use crate::jobs::Rules;
+use crate::jobs::purge::Retention;
+use crate::mail::compose::Composer;
+use crate::mail::maildir::Maildir;
+use crate::mail::smtp::Smtp;
+use crate::mail::transport::Transport;
+use crate::policy::{Lead, Policy};
+use crate::service::{self, Setup};
+use crate::store::Store;
+use crate::token::Address;
+
+/// How long a message waits, once opened, for what the same pass still has to say.
+const HOLD: TimeDelta = TimeDelta::seconds(10);
+
+/// How many tokens a planning step looks at. SQLite is locked for its writers meanwhile, so the step is short.
+const BATCH: u32 = 1_000;
+
+/// `lapsed run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Do everything that is due now, then exit
+    #[arg(long)]
+    once: bool,
+}
+
+impl Run {
+    pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
+        let setup = setup(&store, &*clock, settings).await?;
+        if !self.once {
+            let stop = CancellationToken::new();
+            service::stop_on_signals(&stop)?;
+            service::run(store, clock, setup, stop).await?;
+            return Ok(());
+        }
+        let report = service::run_once(store, clock, setup).await?;
+        let rows: Vec<_> = report.lines.into_iter().collect();
+        output::print(&output::facts(&rows))?;
+        if report.mail_refused {
+            let problem = "the mail server could not be used: messages wait in the store for the next run";
+            return Err(Failure::Failed(anyhow::anyhow!(problem)));
+        }
+        Ok(())
+    }
+}
+
+async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> Result<Setup, Failure> {
+    let usage = |problem: &dyn std::fmt::Display| Failure::Usage(problem.to_string());
+    let (transport, from) = settings.require_mail().map_err(|error| usage(&error))?;
+    let mail = &settings.mail;
+    let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
+    let composer = composer.map_err(|error| usage(&error))?;
+    let transport = match transport {
+        config::Transport::Maildir { path } => Transport::Maildir(Maildir::new(path.clone())),
+        config::Transport::Smtp(smtp) => Transport::Smtp(Box::new(Smtp::new(smtp.clone()))),
+    };
+    let fallback = match &mail.fallback_to {
+        Some(address) => {
+            Some(Address::parse(address.as_ref()).map_err(|error| usage(&format!("mail.fallback_to: {error}")))?)
+        }
+        None => None,
+    };
+    let fallback = store.set_fallback(fallback.as_ref(), clock.now()).await?;
+    let reminders = &settings.reminders;
+    let leads = reminders.lead_times.iter().map(|span| Lead::new(*span));
+    let policy = Policy::new(leads, reminders.expired_notice, reminders.stale_after);
+    let retention = Retention {
+        reminders: settings.retention.reminders,
+        messages: settings.retention.messages,
+        ended_tokens: settings.retention.ended_tokens,
+    };
+    let rules = Rules { policy, fallback, hold: HOLD, batch: BATCH };
+    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transport })
+}

@@ -1,0 +1,236 @@
+//! `lapsed token`
+
+use chrono::TimeDelta;
+use clap::Args;
+
+use super::expires::Expires;
+use super::{Failure, Outcome, lookup, output, owner};
+use crate::change;
+use crate::clock::{Clock, Timestamp};
+use crate::config::parse_duration;
+use crate::mail::when;
+use crate::store::Store;
+use crate::store::accounts::ReminderRecord;
+use crate::token::{Address, Kind, Owner, Secret, Status, Token, text};
+
+/// How many tokens are read at once.
+const PAGE: u32 = 1_000;
+
+/// `lapsed token create`
+#[derive(Debug, Args)]
+pub struct Create {
+    /// Whose token it is: an owner's key or id, or the address of a contact
+    #[arg(long, value_name = "OWNER")]
+    owner: String,
+    /// What it is for, in one line
+    #[arg(long, value_name = "TEXT", value_parser = text::description)]
+    description: String,
+    /// Its deadline: 90d, 2027-01-31 (the end of that day for the owner), 2027-01-31T09:00:00Z, or never
+    #[arg(long, value_name = "WHEN", default_value = "never")]
+    expires: Expires,
+    /// What it may be used for; may be given several times
+    #[arg(long = "scope", value_name = "SCOPE", value_parser = text::scope)]
+    scopes: Vec<String>,
+}
+
+impl Create {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let owner = lookup::owner(store, &self.owner).await?;
+        let secret = Secret::generate(owner.id.bucket());
+        let mut token = owner::new_token(&owner, Kind::Additional, &self.description, &secret, now);
+        token.scopes = self.scopes;
+        token.expires_at = resolve(&self.expires, now, &owner)?;
+        change::mark_unplanned(&mut token, now);
+        store.add_token(&token, Some(&secret.hash())).await?;
+        output::new_token(&token, &secret, &owner, now)?;
+        Ok(())
+    }
+}
+
+/// `lapsed token edit`
+#[derive(Debug, Args)]
+pub struct Edit {
+    /// The token's id, or its last digits as lists print them
+    id: String,
+    /// What it is for, in one line
+    #[arg(long, value_name = "TEXT", value_parser = text::description, required_unless_present = "expires")]
+    description: Option<String>,
+    /// Its new deadline: 90d, 2027-01-31, 2027-01-31T09:00:00Z, or never
+    #[arg(long, value_name = "WHEN")]
+    expires: Option<Expires>,
+}
+
+impl Edit {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let token = lookup::token(store, &self.id).await?;
+        let owner = lookup::owner_of(store, &token).await?;
+        let expires_at = self.expires.map(|expires| resolve(&expires, now, &owner)).transpose()?;
+        let edit = change::Edit { description: self.description, expires_at };
+        let changed = store.change_token(token.id, |token| change::edit(token, &edit, now)).await?;
+        output::print(&output::facts(&output::token(&changed.token, &owner, now)))?;
+        Ok(())
+    }
+}
+
+/// `lapsed token rotate`
+#[derive(Debug, Args)]
+pub struct Rotate {
+    /// The token's id, or its last digits as lists print them
+    id: String,
+    /// How long the old token stays valid, such as 24h; never past its own deadline [default: it ends at once]
+    #[arg(long, value_name = "SPAN", value_parser = parse_duration)]
+    grace: Option<TimeDelta>,
+    /// The new token's deadline: 90d, 2027-01-31, 2027-01-31T09:00:00Z, or never [default: the same lifetime again]
+    #[arg(long, value_name = "WHEN")]
+    expires: Option<Expires>,
+}
+
+impl Rotate {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let token = lookup::token(store, &self.id).await?;
+        let owner = lookup::owner_of(store, &token).await?;
+        let expires_at = self.expires.map(|expires| resolve(&expires, now, &owner)).transpose()?;
+        let grace = self.grace.unwrap_or_default();
+        let changed = store.change_token(token.id, |token| change::rotate(token, grace, expires_at, now)).await?;
+        let old = &changed.token;
+        if let Some((successor, secret)) = &changed.successor {
+            output::new_token(successor, secret, &owner, now)?;
+        }
+        output::say(&match old.status {
+            Status::Active => {
+                format!(
+                    "The old token {} stays valid until {}.",
+                    old.id.short(),
+                    output::deadline(old.expires_at, now, owner.time_zone)
+                )
+            }
+            _ => format!("The old token {} is no longer valid.", old.id.short()),
+        });
+        Ok(())
+    }
+}
+
+/// `lapsed token revoke`
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// The token's id, or its last digits as lists print them
+    id: String,
+}
+
+impl Revoke {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let token = lookup::token(store, &self.id).await?;
+        let owner = lookup::owner_of(store, &token).await?;
+        let changed = store.change_token(token.id, |token| change::revoke(token, now)).await?;
+        output::print(&output::facts(&output::token(&changed.token, &owner, now)))?;
+        Ok(())
+    }
+}
+
+/// `lapsed token list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only the tokens of this owner: its key or id, or the address of a contact
+    #[arg(long, value_name = "OWNER")]
+    owner: Option<String>,
+}
+
+impl List {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let owner = match &self.owner {
+            Some(text) => Some(lookup::owner(store, text).await?.id),
+            None => None,
+        };
+        let mut tokens: Vec<(Token, String)> = Vec::new();
+        loop {
+            let after = tokens.last().map(|(token, _)| token.id);
+            let page = store.list_tokens(owner, after, PAGE).await?;
+            let last = page.len() < PAGE as usize;
+            tokens.extend(page);
+            if last {
+                break;
+            }
+        }
+        // Active ones first, by deadline; what never expires comes after what does.
+        tokens.sort_by_key(|(token, key)| {
+            let ended = token.status != Status::Active || token.validity(now).is_err();
+            (ended, token.expires_at.is_none(), token.expires_at, key.clone(), token.created_at)
+        });
+        if tokens.is_empty() {
+            output::say("There are no tokens. `lapsed owner add` makes an owner and its first one.");
+            return Ok(());
+        }
+        let rows = tokens.iter().map(|(token, key)| row(token, key, now)).collect();
+        output::print(&output::table(&["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""], rows))?;
+        Ok(())
+    }
+}
+
+fn row(token: &Token, owner_key: &str, now: Timestamp) -> Vec<String> {
+    let status = match (token.status, token.validity(now)) {
+        (Status::Active, Err(why)) => why.to_string(),
+        (status, _) => status.to_string(),
+    };
+    let (at, phrase) = match token.expires_at {
+        Some(at) => (at.format("%Y-%m-%d %H:%M:%S").to_string(), when::day_phrase(at, now, chrono_tz::UTC).to_string()),
+        None => ("never".into(), String::new()),
+    };
+    let phrase = if token.status == Status::Revoked { String::new() } else { phrase };
+    let kind = token.kind.to_string();
+    vec![token.id.short(), owner_key.to_owned(), kind, token.description.clone(), status, at, phrase]
+}
+
+/// `lapsed token show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The token's id, or its last digits as lists print them
+    id: String,
+}
+
+impl Show {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let now = clock.now();
+        let token = lookup::token(store, &self.id).await?;
+        let owner = lookup::owner_of(store, &token).await?;
+        let history = store.history(token.id).await?;
+        let mut text = output::facts(&output::token(&token, &owner, now));
+        text.push('\n');
+        if history.is_empty() {
+            text.push_str("No reminder has been due yet.\n");
+        } else {
+            let rows = history.iter().map(|reminder| history_row(reminder, &token, &owner)).collect();
+            text.push_str(&output::table(&["REMINDER", "DUE", "STATE", "WHEN", "TO", "WHY"], rows));
+        }
+        output::print(&text)?;
+        Ok(())
+    }
+}
+
+fn history_row(reminder: &ReminderRecord, token: &Token, owner: &Owner) -> Vec<String> {
+    let local = |at: Timestamp| at.with_timezone(&owner.time_zone).format("%Y-%m-%d %H:%M:%S %Z").to_string();
+    let mut why = reminder.reason.clone().unwrap_or_default();
+    if reminder.escalation {
+        why = format!("to the fallback, because {why}");
+    }
+    if reminder.generation != token.generation {
+        let earlier = format!("for the earlier deadline {}", local(reminder.deadline));
+        why = if why.is_empty() { earlier } else { format!("{why}; {earlier}") };
+    }
+    vec![
+        reminder.lead.to_string(),
+        local(reminder.lead.due_at(reminder.deadline)),
+        reminder.state.to_string(),
+        reminder.settled_at.map(local).unwrap_or_default(),
+        reminder.address.as_ref().map_or("nobody", Address::as_str).to_owned(),
+        why,
+    ]
+}
+
+fn resolve(expires: &Expires, now: Timestamp, owner: &Owner) -> Result<Option<Timestamp>, Failure> {
+    expires.resolve(now, owner.time_zone).map_err(|problem| Failure::Usage(format!("--expires: {problem}")))
+}

@@ -1,0 +1,256 @@
+//! The daemon: one loop per job, woken by the schedule, by other jobs, and at start-up.
+//!
+//! The scheduler owns no correctness: a tick only wakes a loop, and a tick during a pass becomes one more pass. A loop
+//! never overlaps itself. A store that fails is reported and asked again at the next tick; nothing here needs a restart.
+//! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
+
+mod pass;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::TimeDelta;
+use sd_notify::NotifyState;
+use tokio::sync::Notify;
+use tokio_cron_scheduler::{Job, JobScheduler};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::Schedule;
+use crate::jobs::Rules;
+use crate::jobs::deliver::{Delivered, Deliverer};
+use crate::jobs::purge::Retention;
+use crate::mail::compose::Composer;
+use crate::mail::transport::Transport;
+use crate::schedule::Cron;
+use crate::store::{self, Store};
+use pass::{Planner, Task};
+
+/// How long a message in flight may take to finish after the first signal.
+const FINISH: Duration = Duration::from_secs(10);
+
+/// How often the clock of the store is read.
+const FOLLOW: Duration = Duration::from_secs(60);
+
+/// By how much a host's clock may differ from the store's before the log says so.
+const WRONG_CLOCK: TimeDelta = TimeDelta::seconds(30);
+
+/// Everything that a daemon needs besides its store and clock.
+pub struct Setup {
+    /// When each job starts.
+    pub schedule: Schedule,
+    /// What the planning jobs decide by.
+    pub rules: Rules,
+    /// How long things are kept.
+    pub retention: Retention,
+    /// Writes the mails.
+    pub composer: Composer,
+    /// Sends them.
+    pub transport: Transport,
+}
+
+/// What `run --once` did.
+#[derive(Debug)]
+pub struct OnceReport {
+    /// Each job and what it did, in words.
+    pub lines: Vec<(&'static str, String)>,
+    /// The mail server refuses everybody: messages wait.
+    pub mail_refused: bool,
+}
+
+/// Runs until `stop` is cancelled: all jobs at once, then each when its schedule says so.
+///
+/// # Errors
+/// When the scheduler cannot be set up.
+pub async fn run<S: Store>(
+    store: S,
+    clock: Arc<SystemClock>,
+    setup: Setup,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let holder = Uuid::new_v4();
+    let Setup { schedule, rules, retention, composer, transport } = setup;
+    let wake_deliver = Arc::new(Notify::new());
+    let fallback = rules.fallback;
+    let planner = Planner {
+        store: store.clone(),
+        clock: clock.clone(),
+        rules: Arc::new(rules),
+        retention,
+        reconcile: schedule.reconcile.clone(),
+        holder,
+        opened: wake_deliver.clone(),
+        stop: stop.clone(),
+    };
+    let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
+    let mut loops = Vec::new();
+    for (task, cron) in
+        [(Task::Expire, &schedule.expire), (Task::Remind, &schedule.remind), (Task::Purge, &schedule.purge)]
+    {
+        let wake = Arc::new(Notify::new());
+        on_schedule(&scheduler, cron, &wake).await?;
+        if task == Task::Remind {
+            // The reconcile pass is a pass of `remind` that starts over; `remind` knows from the store when one is due.
+            on_schedule(&scheduler, &schedule.reconcile, &wake).await?;
+        }
+        loops.push(tokio::spawn(planner.clone().run(task, wake)));
+    }
+    on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
+    let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transport, fallback, holder);
+    loops.push(tokio::spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone())));
+    loops.push(tokio::spawn(follow(store, clock, stop.clone())));
+    scheduler.start().await.context("the scheduler cannot start")?;
+    // Fails only where no supervisor listens.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    tracing::info!(process = %holder, "started");
+
+    stop.cancelled().await;
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    tracing::info!("stopping: what is in flight is finished first");
+    scheduler.shutdown().await.context("the scheduler cannot stop")?;
+    for running in loops {
+        running.await.context("a job panicked")?;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Runs every job until nothing is due, one after the other.
+///
+/// # Errors
+/// When the store fails.
+pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup) -> store::Result<OnceReport> {
+    let Setup { schedule, mut rules, retention, composer, transport } = setup;
+    // Everything is planned before the first mail goes out: there is nothing to wait for.
+    rules.hold = TimeDelta::zero();
+    let fallback = rules.fallback;
+    let planner = Planner {
+        store: store.clone(),
+        clock: clock.clone(),
+        rules: Arc::new(rules),
+        retention,
+        reconcile: schedule.reconcile,
+        holder: Uuid::new_v4(),
+        opened: Arc::default(),
+        stop: CancellationToken::new(),
+    };
+    let mut lines = Vec::new();
+    for task in [Task::Expire, Task::Remind] {
+        lines.push((task.name(), planner.pass(task).await?.to_string()));
+    }
+    let mut deliverer = Deliverer::new(store, clock, composer, transport, fallback, planner.holder);
+    let delivered = deliver_all(&mut deliverer, &planner.stop).await?;
+    lines.push((crate::jobs::deliver::NAME, delivered.to_string()));
+    let mail_refused = deliverer.is_paused();
+    deliverer.close().await;
+    lines.push((Task::Purge.name(), planner.pass(Task::Purge).await?.to_string()));
+    Ok(OnceReport { lines, mail_refused })
+}
+
+/// Follows the store's clock, where it has one of its own.
+///
+/// # Errors
+/// When the store cannot be asked.
+pub async fn follow_clock<S: Store>(store: &S, clock: &SystemClock) -> store::Result<()> {
+    let before = clock.host();
+    let Some(told) = store.clock_reading().await? else { return Ok(()) };
+    let differs = clock.follow(before, told, clock.host());
+    if differs.abs() > WRONG_CLOCK {
+        let seconds = differs.num_seconds();
+        tracing::warn!(seconds, "this host's clock differs from the database's, which is followed");
+    }
+    Ok(())
+}
+
+async fn on_schedule(scheduler: &JobScheduler, cron: &Cron, wake: &Arc<Notify>) -> anyhow::Result<()> {
+    let wake = wake.clone();
+    let job = Job::new(cron.as_str(), move |_, _| wake.notify_one());
+    let job = job.with_context(|| format!("the scheduler does not take {:?}", cron.as_str()))?;
+    scheduler.add(job).await.context("the scheduler cannot add a job")?;
+    Ok(())
+}
+
+async fn follow<S: Store>(store: S, clock: Arc<SystemClock>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(FOLLOW)).await.is_some() {
+        if let Err(error) = follow_clock(&store, &clock).await {
+            tracing::warn!(%error, "cannot read the database's clock");
+        }
+    }
+}
+
+async fn deliver_all<S: Store, C: Clock>(
+    deliverer: &mut Deliverer<S, C>,
+    stop: &CancellationToken,
+) -> store::Result<Delivered> {
+    let mut total = Delivered::default();
+    while !stop.is_cancelled() {
+        let outcome = deliverer.step().await?;
+        total += outcome.did;
+        if !outcome.more {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+async fn deliver<S: Store>(
+    mut deliverer: Deliverer<S, Arc<SystemClock>>,
+    clock: Arc<SystemClock>,
+    wake: Arc<Notify>,
+    stop: CancellationToken,
+) {
+    let mut late = std::pin::pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(FINISH).await;
+    });
+    while !stop.is_cancelled() {
+        let pass = async {
+            if let Err(error) = deliver_all(&mut deliverer, &stop).await {
+                pass::report_error(crate::jobs::deliver::NAME, &error);
+            }
+            deliverer.next_due().await.ok().flatten()
+        };
+        let next = tokio::select! {
+            next = pass => next,
+            () = &mut late => {
+                tracing::warn!("a message in flight took too long: its lease ends by itself");
+                return;
+            }
+        };
+        let wait = next.and_then(|at| (at - clock.now()).to_std().ok()).unwrap_or(Duration::MAX);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = wake.notified() => {}
+            // At least a second: instants are whole seconds.
+            () = tokio::time::sleep(wait.max(Duration::from_secs(1))) => {}
+        }
+    }
+    deliverer.close().await;
+}
+
+/// Cancels `stop` at the first SIGTERM or SIGINT, and ends the process at the second.
+///
+/// # Errors
+/// When signals cannot be received.
+pub fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot receive SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot receive SIGINT")?;
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if stop.is_cancelled() {
+                tracing::warn!("second signal: stopping at once");
+                std::process::exit(1);
+            }
+            stop.cancel();
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! A pass: the steps of one job from "what is due?" until nothing is, under one lease.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::jobs::purge::Retention;
+use crate::jobs::{Outcome, Rules, expire, purge, remind};
+use crate::schedule::Cron;
+use crate::store::jobs::Lease;
+use crate::store::{Error, Result, Store};
+
+/// How long a pass leaves the store alone after each step. SQLite's locks are not fair: without a gap, other processes
+/// would hardly get to write while a long pass goes on.
+const GAP: Duration = Duration::from_millis(5);
+
+/// The name under which reconcile passes are recorded.
+const RECONCILE: &str = "reconcile";
+
+/// A job that one process does at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    Expire,
+    Remind,
+    Purge,
+}
+
+impl Task {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Expire => expire::NAME,
+            Self::Remind => remind::NAME,
+            Self::Purge => purge::NAME,
+        }
+    }
+}
+
+/// What a pass did: named counts.
+#[derive(Debug, Default)]
+pub(super) struct Tally(Vec<(&'static str, u64)>);
+
+impl Tally {
+    fn add(&mut self, counts: impl IntoIterator<Item = (&'static str, u64)>) {
+        for (name, count) in counts {
+            match self.0.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, total)) => *total += count,
+                None => self.0.push((name, count)),
+            }
+        }
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.0.iter().all(|(_, count)| *count == 0)
+    }
+
+    fn get(&self, name: &str) -> u64 {
+        self.0.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count)
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_nothing() {
+            return f.write_str("nothing was due");
+        }
+        for (i, (name, count)) in self.0.iter().filter(|(_, count)| *count > 0).enumerate() {
+            write!(f, "{}{count} {name}", if i > 0 { ", " } else { "" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Does the leased jobs of one process.
+#[derive(Clone)]
+pub(super) struct Planner<S> {
+    pub(super) store: S,
+    pub(super) clock: Arc<SystemClock>,
+    pub(super) rules: Arc<Rules>,
+    pub(super) retention: Retention,
+    pub(super) reconcile: Cron,
+    pub(super) holder: Uuid,
+    /// Told when messages were opened.
+    pub(super) opened: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
+impl<S: Store> Planner<S> {
+    /// One pass now, and one whenever woken, until stopped.
+    pub(super) async fn run(self, task: Task, wake: Arc<Notify>) {
+        while !self.stop.is_cancelled() {
+            let span = tracing::info_span!("pass", job = task.name());
+            if let Err(error) = self.pass(task).instrument(span).await {
+                report_error(task.name(), &error);
+            }
+            self.stop.run_until_cancelled(wake.notified()).await;
+        }
+    }
+
+    /// One pass, if no other process is at it.
+    pub(super) async fn pass(&self, task: Task) -> Result<Tally> {
+        let started = Instant::now();
+        let mut tally = Tally::default();
+        let Some(lease) = self.store.lease(task.name(), self.holder, self.clock.now()).await? else {
+            tracing::debug!("another process does this job now");
+            return Ok(tally);
+        };
+        let result = self.steps(task, &lease, &mut tally).await;
+        let report = tally.to_string();
+        let error = result.as_ref().err().map(ToString::to_string);
+        let outcome = error.as_deref().map_or(Ok(report.as_str()), Err);
+        let finished = self.store.finish(&lease, self.clock.now(), outcome).await;
+        result?;
+        finished?;
+        let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if tally.is_nothing() {
+            tracing::debug!(millis, "nothing was due");
+        } else {
+            tracing::info!(millis, %report, "pass finished");
+        }
+        Ok(tally)
+    }
+
+    async fn steps(&self, task: Task, lease: &Lease, tally: &mut Tally) -> Result<()> {
+        match task {
+            Task::Expire => while self.revive(lease, tally).await? {},
+            Task::Remind => self.reconcile_if_due(lease).await?,
+            Task::Purge => {}
+        }
+        while !self.stop.is_cancelled() {
+            let opened = tally.get("reminders");
+            if !self.step(task, lease, self.clock.now(), tally).await? {
+                break;
+            }
+            if tally.get("reminders") > opened {
+                self.opened.notify_one();
+            }
+            tokio::time::sleep(GAP).await;
+        }
+        if tally.get("reminders") > 0 {
+            self.opened.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Returns whether more is due.
+    async fn step(&self, task: Task, lease: &Lease, now: Timestamp, tally: &mut Tally) -> Result<bool> {
+        match task {
+            Task::Expire => {
+                let Outcome { did, more } = expire::step(&self.store, lease, &self.rules, now).await?;
+                tally.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
+                Ok(more)
+            }
+            Task::Remind => {
+                let Outcome { did, more } = remind::step(&self.store, lease, &self.rules, now).await?;
+                tally.add([("reminders", did.pending), ("settled", did.settled)]);
+                Ok(more)
+            }
+            Task::Purge => {
+                let Outcome { did, more } = purge::step(&self.store, lease, self.retention, now).await?;
+                tally.add([
+                    ("reminders purged", did.reminders),
+                    ("messages purged", did.messages),
+                    ("tokens purged", did.tokens),
+                ]);
+                Ok(more)
+            }
+        }
+    }
+
+    async fn revive(&self, lease: &Lease, tally: &mut Tally) -> Result<bool> {
+        let Outcome { did, more } = expire::revive(&self.store, lease, &self.rules, self.clock.now()).await?;
+        if did > 0 {
+            tracing::warn!(tokens = did, "a wrong clock had expired tokens too early: they are active again");
+        }
+        tally.add([("tokens active again", did)]);
+        Ok(more)
+    }
+
+    /// Starts the daily reconcile pass when its time has come since the last one, by whichever process that was: a host
+    /// that was down at that hour does it when it is back.
+    async fn reconcile_if_due(&self, lease: &Lease) -> Result<()> {
+        let now = self.clock.now();
+        let records = self.store.job_records().await?;
+        let last = records.iter().find(|record| record.name == RECONCILE).map(|record| record.started_at);
+        let due = last.is_none_or(|last| last > now || self.reconcile.next_after(last).is_some_and(|next| next <= now));
+        if !due {
+            return Ok(());
+        }
+        let Some(own) = self.store.lease(RECONCILE, self.holder, now).await? else { return Ok(()) };
+        remind::reconcile(&self.store, lease, now).await?;
+        self.store.finish(&own, now, Ok("started over")).await
+    }
+}
+
+/// Reports what ended a pass; the next tick tries again.
+pub(super) fn report_error(job: &str, error: &Error) {
+    match error {
+        Error::LostLease(_) => tracing::warn!(job, "lost the lease: another process goes on"),
+        error if error.is_transient() => tracing::warn!(job, %error, "the store is not available; will try again"),
+        error => tracing::error!(job, %error, "the pass failed; will try again at the next one"),
+    }
+}
