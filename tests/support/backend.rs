@@ -7,6 +7,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::{AssertSqlSafe, PgConnection, PgPool, SqlitePool};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 use super::postgres::{Database, fresh};
 
@@ -22,6 +23,9 @@ pub trait Backend: Sized {
 
     /// The number that a query answers.
     fn count(&self, sql: &str) -> impl Future<Output = i64>;
+
+    /// The id and state of a message.
+    fn message(&self) -> impl Future<Output = (Uuid, String)>;
 
     /// Changes rows by hand.
     fn execute(&self, sql: &str) -> impl Future<Output = ()>;
@@ -60,6 +64,10 @@ impl Backend for OnSqlite {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.direct).await.expect(sql)
     }
 
+    async fn message(&self) -> (Uuid, String) {
+        sqlx::query_as("SELECT id, state FROM messages LIMIT 1").fetch_one(&self.direct).await.expect("a message")
+    }
+
     async fn execute(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.direct).await.expect(sql);
     }
@@ -88,6 +96,10 @@ impl Backend for OnPostgres {
         sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.direct).await.expect(sql)
     }
 
+    async fn message(&self) -> (Uuid, String) {
+        sqlx::query_as("SELECT id, state FROM messages LIMIT 1").fetch_one(&self.direct).await.expect("a message")
+    }
+
     async fn execute(&self, sql: &str) {
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&self.direct).await.expect(sql);
     }
@@ -112,6 +124,10 @@ impl Backend for OnPartitions {
 
     async fn count(&self, sql: &str) -> i64 {
         self.0.count(sql).await
+    }
+
+    async fn message(&self) -> (Uuid, String) {
+        self.0.message().await
     }
 
     async fn execute(&self, sql: &str) {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use lapsed::change::{self, Edit};
 use lapsed::clock::{Clock, ManualClock, Timestamp};
+use lapsed::jobs::deliver::{Delivered, Deliverer};
 use lapsed::jobs::{Rules, expire, remind};
+use lapsed::mail::compose::Composer;
+use lapsed::mail::transport::{Memory, Transport};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::accounts::{NewContact, ReminderRecord};
 use lapsed::store::jobs::Lease;
@@ -153,6 +156,34 @@ impl<B: Backend> World<B> {
         panic!("remind does not come to an end");
     }
 
+    /// A process that delivers.
+    pub fn deliverer(&self, transport: Transport) -> Deliverer<B::Store, Arc<ManualClock>> {
+        let from = "Tokens <tokens@example.org>".parse().expect("a mailbox");
+        let composer = Composer::new(from, None, Some("https://example.org/t/{token_id}".into())).expect("templates");
+        let clock = self.clock.clone();
+        Deliverer::new(self.store.clone(), clock, composer, transport, self.rules.fallback, Uuid::new_v4())
+    }
+
+    /// A process that delivers into memory, and the memory.
+    pub fn courier(&self) -> Courier<B> {
+        let memory = Memory::new();
+        Courier { deliverer: self.deliverer(Transport::Memory(memory.clone())), memory }
+    }
+
+    /// Delivers until nothing is due, as a pass does.
+    pub async fn deliver(&self, deliverer: &mut Deliverer<B::Store, Arc<ManualClock>>) -> Delivered {
+        let mut total = Delivered::default();
+        for _ in 0..10_000 {
+            let outcome = deliverer.step().await.expect("a step");
+            self.check().await;
+            total += outcome.did;
+            if !outcome.more {
+                return total;
+            }
+        }
+        panic!("deliver does not come to an end");
+    }
+
     /// What the ledger says of a token: lead, state and generation, widest lead first.
     pub async fn ledger(&self, token: TokenId) -> Vec<String> {
         let records = self.store.history(token).await.expect("a read");
@@ -175,6 +206,22 @@ impl<B: Backend> World<B> {
             )
             .await;
         assert_eq!(orphans, 0, "pending reminders that no message will carry");
+    }
+}
+
+/// Delivers into a memory.
+pub struct Courier<B: Backend> {
+    pub deliverer: Deliverer<B::Store, Arc<ManualClock>>,
+    pub memory: Memory,
+}
+
+impl<B: Backend> Courier<B> {
+    /// Addresses and subjects of what was delivered, in the order of addresses.
+    pub fn delivered(&self) -> Vec<String> {
+        let mails = self.memory.delivered();
+        let mut lines: Vec<String> = mails.iter().map(|(_, mail)| format!("{}: {}", mail.to, mail.subject)).collect();
+        lines.sort();
+        lines
     }
 }
 
