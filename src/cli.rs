@@ -15,6 +15,7 @@ mod verify;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -23,6 +24,9 @@ use crate::config::{self, Settings};
 use crate::service;
 use crate::store::{Postgres, Sqlite, Store};
 use crate::telemetry;
+
+/// How long the end of a command may wait for the store to close.
+const CLOSE_WITHIN: Duration = Duration::from_secs(1);
 
 /// Expires API tokens, and tells their owners in time.
 #[derive(Debug, Parser)]
@@ -153,7 +157,8 @@ impl Command {
             Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock).await,
             Self::Token(TokenCommand::Verify(Verify {})) => verify::run(&store, &*clock).await,
         };
-        store.close().await;
+        // What is still on its way to the disk has had its time: a use that `verify` could not record must not keep it.
+        let _ = tokio::time::timeout(CLOSE_WITHIN, store.close()).await;
         result
     }
 }

@@ -219,7 +219,7 @@ async fn deliver<S: Store>(
                 return;
             }
         };
-        let wait = next.and_then(|at| (at - clock.now()).to_std().ok()).unwrap_or(Duration::MAX);
+        let wait = next.map_or(Duration::MAX, |at| (at - clock.now()).to_std().unwrap_or_default());
         tokio::select! {
             () = stop.cancelled() => {}
             () = wake.notified() => {}

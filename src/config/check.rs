@@ -36,9 +36,6 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
     let mail = mail(r);
     let retention = retention(r);
     let log = log(r);
-    if let (Ok(reminders), Ok(retention)) = (&reminders, &retention) {
-        ledger_outlives_leads(r, reminders, retention);
-    }
     Ok(Settings {
         store: store?,
         schedule: schedule?,
@@ -167,22 +164,6 @@ fn retention(r: &mut Reader) -> Result<Retention, Reported> {
 fn log(r: &mut Reader) -> Result<Log, Reported> {
     let level = r.required("log.level", |text| telemetry::validate(text).map(|()| text.to_owned()));
     Ok(Log { level: level? })
-}
-
-/// The ledger is what keeps a reminder from being sent twice: its rows must live as long as anybody may ask.
-fn ledger_outlives_leads(r: &mut Reader, reminders: &Reminders, retention: &Retention) {
-    let longest = reminders.lead_times.first().copied().unwrap_or_else(TimeDelta::zero);
-    let least = longest + reminders.stale_after;
-    if retention.reminders < least {
-        r.report(
-            "retention.reminders",
-            format!(
-                "must be at least the longest of reminders.lead_times and reminders.stale_after together, {}: a \
-                 reminder whose record is gone would be sent again",
-                format_duration(least)
-            ),
-        );
-    }
 }
 
 fn lead_time(text: &str) -> Result<TimeDelta, String> {

@@ -1,4 +1,5 @@
-//! What both back ends say in the same words: the row-at-a-time statements of [`Accounts`], [`Jobs`] and the outbox.
+//! What both back ends say in the same words: the row-at-a-time statements of [`Accounts`](super::Accounts) and
+//! [`Jobs`](super::Jobs).
 //!
 //! SQLite understands `$1`, and [`At`](super::row::At) hides how it keeps instants, so one text serves both. What
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.

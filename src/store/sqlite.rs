@@ -65,8 +65,7 @@ impl Sqlite {
             .busy_timeout(BUSY)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .optimize_on_close(true, Some(400));
+            .synchronous(SqliteSynchronous::Full);
         {
             // Two processes that start at once: sqlx's own lock does nothing on SQLite, so take one on the directory.
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -88,7 +87,7 @@ impl Sqlite {
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(BUSY)
-            .connect_lazy_with(options.read_only(true).optimize_on_close(false, None));
+            .connect_lazy_with(options.read_only(true));
         Ok(Self { writer, readers })
     }
 

@@ -38,15 +38,6 @@ fn lead_times_are_positive_and_given_once() {
 }
 
 #[test]
-fn the_ledger_outlives_the_leads() {
-    let text = |keep: &str| {
-        format!("[reminders]\nlead_times = [\"30d\"]\nstale_after = \"7d\"\n[retention]\nreminders = {keep:?}\n")
-    };
-    assert_eq!(load(&text("37d")).retention.reminders, TimeDelta::days(37));
-    refused(&text("36d 23h"), &["retention.reminders = \"36d 23h\"", "37d", "would be sent again"]);
-}
-
-#[test]
 fn retentions_are_positive_and_stale_after_may_be_zero() {
     refused("[retention]\nmessages = \"0s\"\n", &["longer than zero"]);
     let settings = load("[reminders]\nstale_after = \"0s\"\n");
