@@ -26,7 +26,7 @@ use crate::store::{Postgres, Sqlite, Store};
 use crate::telemetry;
 
 /// How long the end of a command may wait for the store to close.
-const CLOSE_WITHIN: Duration = Duration::from_secs(1);
+const CLOSE_WITHIN: Duration = Duration::from_millis(250);
 
 /// Expires API tokens, and tells their owners in time.
 #[derive(Debug, Parser)]
