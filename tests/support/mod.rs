@@ -8,6 +8,8 @@
 use std::fmt;
 
 pub mod backend;
+pub mod many;
+pub mod plans;
 pub mod postgres;
 pub mod smtp;
 pub mod smtp_script;

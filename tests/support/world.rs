@@ -10,8 +10,9 @@ use lapsed::jobs::{Rules, expire, remind};
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
 use lapsed::policy::{Lead, Policy};
-use lapsed::store::accounts::{NewContact, ReminderRecord};
+use lapsed::store::accounts::{NewContact, ReminderRecord, ReminderState};
 use lapsed::store::jobs::Lease;
+use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::Written;
 use lapsed::store::{Accounts, Jobs};
 use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Status, Token, TokenId};
@@ -264,4 +265,20 @@ pub fn new_token(
     };
     change::mark_unplanned(&mut token, now);
     (token, secret)
+}
+
+/// A mail server took a message with all that it carries.
+pub fn sent(message: &ClaimedMessage) -> Record {
+    let settled = message.reminders.iter().map(|reminder| Settled {
+        token: reminder.token,
+        claimed: reminder.claimed,
+        state: ReminderState::Sent,
+        reason: None,
+    });
+    Record {
+        delivery: Delivery::Sent("250 OK".into()),
+        settled: settled.collect(),
+        suppress: None,
+        escalations: Vec::new(),
+    }
 }

@@ -58,10 +58,12 @@ impl Outbox for Sqlite {
         let first: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.lease_epoch == 1).collect();
         if !first.is_empty() {
             sqlx::query(
-                "UPDATE reminders AS r SET message_id = UNHEX(m.value ->> 0) \
-                 FROM json_each($2) AS m \
-                 WHERE r.bucket = $1 AND r.contact_id = UNHEX(m.value ->> 1) AND r.state = 'pending' \
-                   AND r.message_id IS NULL",
+                "UPDATE reminders AS r \
+                 SET message_id = ( \
+                     SELECT UNHEX(m.value ->> 0) FROM json_each($2) AS m WHERE UNHEX(m.value ->> 1) = r.contact_id \
+                 ) \
+                 WHERE r.bucket = $1 AND r.state = 'pending' AND r.message_id IS NULL \
+                   AND r.contact_id IN (SELECT UNHEX(value ->> 1) FROM json_each($2))",
             )
             .bind(bucket)
             .bind(json(first.iter().map(|claim| (hex(claim.id), hex(claim.contact_id)))))
@@ -172,12 +174,13 @@ async fn settle(
         let reason = s.reason.map(|reason| reason.as_str());
         (hex(s.token.uuid()), s.claimed.generation, s.claimed.lead.seconds(), s.state.as_str(), reason)
     }));
+    // Primary key: the plus keeps SQLite from reading all that is settled anew for each of the contact's pending rows.
     sqlx::query(
         "UPDATE reminders AS r \
          SET state = s.value ->> 3, reason = COALESCE(s.value ->> 4, r.reason), settled_at = $4 \
          FROM json_each($3) AS s \
          WHERE r.bucket = $1 AND r.token_id = UNHEX(s.value ->> 0) AND r.generation = s.value ->> 1 \
-           AND r.lead = s.value ->> 2 AND r.contact_id = $2 AND r.state = 'pending' AND r.message_id = $5",
+           AND r.lead = s.value ->> 2 AND r.contact_id = $2 AND +r.state = 'pending' AND r.message_id = $5",
     )
     .bind(message.id.bucket().column())
     .bind(message.contact.id.uuid())

@@ -1,0 +1,333 @@
+//! Cost follows what is due, not what exists: each statement that runs often is served by the index that it names, in a
+//! store of 100,000 analysed tokens, with the planners' default settings.
+//!
+//! The store's own methods run, and the databases tell how they carried out what these asked. Each runs eight times,
+//! because after the fifth time PostgreSQL may choose a plan for any values. A batch is 50 rows: for thousands of 100,000
+//! rows, or for hundreds of a table that is narrow, a planner rightly reads all of it.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use lapsed::change::{self, Edit};
+use lapsed::jobs::{Rules, expire, purge, remind};
+use lapsed::policy::{Policy, Reason};
+use lapsed::store::accounts::{OwnerRef, ReminderState};
+use lapsed::store::outbox::{ClaimedMessage, Record};
+use lapsed::store::planning::{Cutoffs, Decided, NewReminder, Progress, Purged, Watermark};
+use lapsed::store::{Accounts, Outbox, Store};
+use lapsed::token::{Bucket, IdRef};
+use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use support::many;
+use support::plans::{Access, Capture, Explains, Plan};
+use support::world::{days, lead, sent};
+use uuid::Uuid;
+
+/// How often each method is called.
+const ROUNDS: u32 = 8;
+
+/// How many rows a step looks at.
+const BATCH: u32 = 50;
+
+/// A statement, by words that no other has, the index that serves it, and what is looked up in that.
+struct Expected {
+    words: &'static str,
+    index: &'static str,
+    columns: &'static [&'static str],
+}
+
+const fn by(words: &'static str, index: &'static str, columns: &'static [&'static str]) -> Expected {
+    Expected { words, index, columns }
+}
+
+/// Whichever index these columns are looked up in: several would do.
+const ANY: &str = "";
+
+/// What each statement promises. The primary key of a table is `TABLE_pkey`, as PostgreSQL calls it.
+const PROMISES: &[Expected] = &[
+    // expire
+    by("expires_at IS NOT NULL AND expires_at <= ", "tokens_deadline", &["expires_at"]),
+    by("SET status = 'expired'", ANY, &["id"]),
+    by("ended_at > ", "tokens_ended", &["ended_at"]),
+    by("SET status = 'active'", "tokens_pkey", &["bucket", "id"]),
+    // remind
+    by("WHERE unplanned", "tokens_unplanned", &[]),
+    by("AND (expires_at, id) > ", "tokens_deadline", &["expires_at"]),
+    by("WHERE t.status = 'active' AND t.generation", ANY, &["id"]),
+    by("SET unplanned = ", "tokens_pkey", &["bucket", "id"]),
+    // both
+    by("JOIN owner_contacts oc ON", "owner_contacts_pkey", &["bucket", "owner_id"]),
+    by("WHERE c.suppressed_at IS NULL", "contacts_pkey", &["bucket", "id"]),
+    // deliver
+    by("SELECT MIN(m.not_before)", "messages_queue", &["bucket"]),
+    by("SET state = 'sending'", "messages_queue", &["bucket", "not_before"]),
+    by("SET state = 'sending'", "messages_pkey", &["bucket", "id"]),
+    by("SET message_id = ", "reminders_pending", &["bucket", "contact_id"]),
+    by("AS tightest", "reminders_pending", &["bucket", "contact_id"]),
+    by("AS tightest", "reminders_pkey", &["bucket", "token_id", "generation"]),
+    by("suppressed_why FROM contacts WHERE bucket = $1 AND id", "contacts_pkey", &["bucket", "id"]),
+    by("owner_locale FROM", "tokens_pkey", &["bucket", "id"]),
+    by("owner_locale FROM", "owners_pkey", &["bucket", "id"]),
+    by("WHERE oc.contact_id = $1", "owner_contacts_contact", &["contact_id"]),
+    by("WHERE oc.contact_id = $1", "owners_pkey", &["bucket", "id"]),
+    by("UPDATE messages SET not_before = $5 WHERE", "messages_pkey", &["bucket", "id"]),
+    by("attempts = attempts + ", "messages_pkey", &["bucket", "id"]),
+    by("SET suppressed_at = ", "contacts_pkey", &["bucket", "id"]),
+    // purge
+    by("DELETE FROM reminders", "reminders_deadline", &["deadline"]),
+    by("DELETE FROM reminders", "reminders_pkey", &["bucket", "token_id"]),
+    by("DELETE FROM messages", "messages_finished", &["finished_at"]),
+    by("DELETE FROM messages", "messages_pkey", &["bucket", "id"]),
+    by("DELETE FROM tokens", "tokens_ended", &["ended_at"]),
+    by("DELETE FROM tokens", "tokens_pkey", &["bucket", "id"]),
+    // people
+    by("WHERE t.bucket = $1 AND t.secret_hash = $2", "tokens_secret", &["bucket", "secret_hash"]),
+    by("UPDATE tokens SET last_used_at", "tokens_pkey", &["bucket", "id"]),
+    by("FROM tokens t WHERE t.bucket = $1 AND t.id = $2", "tokens_pkey", &["bucket", "id"]),
+    by("UPDATE tokens SET description", "tokens_pkey", &["bucket", "id"]),
+    by("LIKE '%' || $2 ORDER BY t.id", ANY, &["bucket"]),
+    by("JOIN reminders r ON", "reminders_pkey", &["bucket", "token_id"]),
+    by("JOIN reminders r ON", "contacts_pkey", &["bucket", "id"]),
+    by("WHERE bucket = $1 AND owner_id = $2", "owner_contacts_pkey", &["bucket", "owner_id"]),
+    by("(t.bucket, t.id) > ($1, $2) ORDER BY", "tokens_pkey", &["bucket", "id"]),
+    by("AND t.owner_id = $5", "tokens_owner", &["bucket", "owner_id"]),
+    by("(SELECT id FROM contacts WHERE bucket = $1 AND address = $2)", "contacts_address", &["bucket", "address"]),
+    by("WHERE o.bucket = $1 AND o.key = $2", "owners_key", &["bucket", "key"]),
+];
+
+/// What only SQLite says so.
+const ON_SQLITE: Expected = by(
+    "UPDATE reminders AS r SET state = s.value",
+    "reminders_pkey",
+    &["bucket", "token_id", "generation", "lead", "contact_id"],
+);
+
+/// What only PostgreSQL says so.
+const ON_POSTGRES: Expected = by("UPDATE reminders r SET state = s.state", ANY, &["bucket", "contact_id"]);
+
+#[tokio::test]
+async fn sqlite_serves_each_statement_by_its_index() {
+    statements_are_served_by_their_indexes::<OnSqlite>(ON_SQLITE).await;
+}
+
+#[tokio::test]
+async fn postgres_serves_each_statement_by_its_index() {
+    statements_are_served_by_their_indexes::<OnPostgres>(ON_POSTGRES).await;
+}
+
+/// What several processes do at once is one shard's statement, also when its plan is made for any values.
+#[tokio::test]
+async fn what_names_a_bucket_touches_one_partition() {
+    let capture = Capture::start().await;
+    let backend = OnPartitions::make().await;
+    many::fill(&backend).await;
+    backend.explain_from_now_on().await;
+    let store = backend.open().await;
+    let reads = |families: &[&str], told: &[Plan]| {
+        let touched: Vec<&Access> = told.iter().flat_map(|plan| &plan.accesses).filter(|a| a.is_large()).collect();
+        for family in families {
+            let parts: BTreeSet<&str> =
+                touched.iter().filter(|a| a.family() == *family).map(|a| a.table.as_str()).collect();
+            assert_eq!(parts.len(), 1, "{family}: {parts:?}\n{}", told.iter().map(|p| &*p.text).collect::<String>());
+        }
+        let strangers: Vec<_> = touched.iter().filter(|a| !families.contains(&a.family())).collect();
+        assert!(strangers.is_empty(), "{strangers:?}");
+    };
+    capture.take();
+    for round in 0..ROUNDS {
+        let now = many::now();
+        let bucket = Bucket::from_number(40 + u8::try_from(round).expect("few"));
+        let claimed = store.claim(bucket, Uuid::from_u128(1), now, now + TimeDelta::minutes(5), 16).await;
+        let claimed = claimed.expect("a claim");
+        reads(&["messages", "reminders", "contacts"], &told(&backend, &capture, "suppressed_why").await);
+        let message = carrying(&claimed);
+        assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
+        reads(&["messages"], &told(&backend, &capture, "UPDATE messages").await);
+        let record = Record { suppress: Some("550 unknown".into()), ..sent(message) };
+        assert!(store.record(message, &record, now).await.expect("a record"));
+        reads(&["messages", "reminders", "contacts"], &told(&backend, &capture, "UPDATE contacts").await);
+
+        let n = active(round);
+        let token = many::token(n);
+        let found = store.token_by_secret(token.bucket(), &many::secret(n)).await.expect("a read");
+        assert_eq!(found.expect("a token").id, token);
+        reads(&["tokens"], &told(&backend, &capture, "secret_hash = $2").await);
+        store.record_use(token, now, now).await.expect("a write");
+        reads(&["tokens"], &told(&backend, &capture, "last_used_at").await);
+        let edit = Edit { description: Some("renamed".into()), ..Edit::default() };
+        store.change_token(token, |token| change::edit(token, &edit, now)).await.expect("an edit");
+        reads(&["tokens"], &told(&backend, &capture, "UPDATE tokens").await);
+        store.change_token(token, |token| change::rotate(token, days(1), None, now)).await.expect("a rotation");
+        reads(&["tokens"], &told(&backend, &capture, "INSERT INTO tokens").await);
+    }
+}
+
+async fn statements_are_served_by_their_indexes<B: Explains + many::Bulk>(and: Expected) {
+    let promises = || PROMISES.iter().chain([&and]);
+    let capture = Capture::start().await;
+    let backend = B::make().await;
+    many::fill(&backend).await;
+    backend.explain_from_now_on().await;
+    let store = backend.open().await;
+    capture.take();
+    for round in 0..ROUNDS {
+        plan_and_purge(&store).await;
+        deliver(&store, round).await;
+        ask(&store, round).await;
+    }
+    // What is told last may arrive a little later than the answer.
+    let mut told = capture.take();
+    let mut plans = Vec::new();
+    for _ in 0..100 {
+        plans = backend.plans(told.clone()).await;
+        if promises().all(|promise| plans.iter().any(|plan| speaks_of(plan, promise))) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        told.extend(capture.take());
+    }
+    let mut wrong: BTreeMap<String, &str> = BTreeMap::new();
+    for promise in promises() {
+        let mut named = plans.iter().filter(|plan| speaks_of(plan, promise)).peekable();
+        if named.peek().is_none() {
+            wrong.insert(format!("never ran: {}", promise.words), "");
+        }
+        for plan in named.filter(|plan| !plan.accesses.iter().any(|access| keeps(access, promise))) {
+            wrong.insert(format!("not by {} {:?}: {}", promise.index, promise.columns, plan.sql), &plan.text);
+        }
+    }
+    for plan in &plans {
+        for access in plan.accesses.iter().filter(|access| access.is_large() && reads_too_much(access)) {
+            let promised = |promise| speaks_of(plan, promise) && keeps(access, promise);
+            if !promises().any(promised) {
+                wrong.insert(format!("reads too much of {}: {}", access.table, plan.sql), &plan.text);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.iter().map(|(what, plan)| format!("{what}\n{plan}\n\n")).collect::<String>());
+}
+
+fn speaks_of(plan: &Plan, promise: &Expected) -> bool {
+    plan.sql.contains(promise.words)
+}
+
+fn keeps(access: &Access, promise: &Expected) -> bool {
+    let index = access.index.as_deref().unwrap_or_default();
+    let named =
+        promise.index == ANY || index == promise.index || (index == "PRIMARY KEY" && promise.index.ends_with("_pkey"));
+    named && promise.columns.iter().all(|column| access.looks_up(column))
+}
+
+/// A whole table, a whole index, or a whole bucket.
+fn reads_too_much(access: &Access) -> bool {
+    let columns = ["id", "owner_id", "contact_id", "token_id", "key", "address", "secret_hash", "external_id"];
+    let instants = ["expires_at", "ended_at", "not_before", "finished_at", "deadline"];
+    access.index.is_none() || !columns.iter().chain(&instants).any(|column| access.looks_up(column))
+}
+
+/// A page of each planning job, and a batch of what is old.
+async fn plan_and_purge<S: Store>(store: &S) {
+    let now = many::now();
+    let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
+    let rules = Rules { policy, fallback: Some(many::contact(7)), hold: TimeDelta::zero(), batch: BATCH };
+    let holder = Uuid::from_u128(1);
+    let lease = store.lease(expire::NAME, holder, now).await.expect("a read").expect("a lease");
+    let revived = expire::revive(store, &lease, &rules, now).await.expect("a step").did;
+    let expired = expire::step(store, &lease, &rules, now).await.expect("a step").did;
+    let lease = store.lease(remind::NAME, holder, now).await.expect("a read").expect("a lease");
+    let unplanned = remind::step(store, &lease, &rules, now).await.expect("a step").did;
+    assert_eq!((revived, expired.tokens, unplanned.tokens), (u64::from(BATCH), u64::from(BATCH), u64::from(BATCH)));
+    assert!(expired.pending > 0 && unplanned.pending > 0, "{expired:?} {unplanned:?}");
+
+    // Whatever is marked by now is more than a page; the leads come after it.
+    let from = Watermark::after(now - days(30));
+    let page = store.crossing(lead(30), from, now, BATCH).await.expect("a page");
+    assert_eq!(page.len(), BATCH as usize);
+    let reminders = page.iter().map(|token| reminder(token.id.uuid(), now)).collect();
+    let decided = Decided { now, looked_at: &page, reminders, not_before: now };
+    let progress = Progress::Reached(lead(30), from);
+    store.plan(&lease, decided, progress).await.expect("a write");
+
+    let lease = store.lease(purge::NAME, holder, now).await.expect("a read").expect("a lease");
+    let cutoffs = Cutoffs { reminders: now - days(250), messages: now - days(80), ended_tokens: now - days(250) };
+    let purged = store.purge(&lease, cutoffs, now, BATCH).await.expect("a step");
+    let batch = u64::from(BATCH);
+    assert_eq!(purged, Purged { reminders: batch, messages: batch, tokens: batch });
+}
+
+fn reminder(token: Uuid, now: lapsed::clock::Timestamp) -> NewReminder {
+    NewReminder {
+        token: token.into(),
+        generation: 0,
+        lead: lead(30),
+        contact: Some(many::contact(9)),
+        expires_at: now + days(30),
+        state: ReminderState::Pending,
+        reason: Some(Reason::NoContact),
+        escalation: true,
+    }
+}
+
+/// A token that is active and far from its deadline.
+fn active(round: u32) -> u32 {
+    50_400 + 1_000 * round
+}
+
+/// All that delivery asks of a bucket.
+async fn deliver<S: Store>(store: &S, round: u32) {
+    let now = many::now();
+    let queue = store.queue(now).await.expect("a read");
+    assert!(queue.due.len() > 200, "{}", queue.due.len());
+    let bucket = Bucket::from_number(u8::try_from(round).expect("few") + 100);
+    let claimed = store.claim(bucket, Uuid::from_u128(1), now, now + TimeDelta::minutes(5), 16).await.expect("a claim");
+    let message = carrying(&claimed);
+    let tokens: Vec<_> = message.reminders.iter().map(|reminder| reminder.token).collect();
+    let facts = store.facts(message.contact.id, &tokens).await.expect("a read");
+    assert_eq!(facts.tokens.len(), tokens.iter().collect::<BTreeSet<_>>().len());
+    assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
+    let escalation = reminder(tokens[0].uuid(), now);
+    let record = Record { suppress: Some("550 unknown".into()), escalations: vec![escalation], ..sent(message) };
+    assert!(store.record(message, &record, now).await.expect("a record"));
+}
+
+/// A claimed message that says something.
+fn carrying(claimed: &[ClaimedMessage]) -> &ClaimedMessage {
+    claimed.iter().find(|message| message.reminders.len() >= 2).expect("a message with reminders")
+}
+
+/// What verification and the commands ask.
+async fn ask<S: Store>(store: &S, round: u32) {
+    let now = many::now();
+    let n = active(round);
+    let token = many::token(n);
+    let found = store.token_by_secret(token.bucket(), &many::secret(n)).await.expect("a read");
+    assert_eq!(found.expect("a token").id, token);
+    store.record_use(token, now, now).await.expect("a write");
+    assert_eq!(store.find_tokens(&IdRef::Whole(token.uuid())).await.expect("a read").len(), 1);
+    assert_eq!(store.find_tokens(&IdRef::Short(token.short())).await.expect("a read").len(), 1);
+    assert_eq!(store.history(token).await.expect("a read").len(), 1);
+    let edit = Edit { description: Some("renamed".into()), ..Edit::default() };
+    store.change_token(token, |token| change::edit(token, &edit, now)).await.expect("an edit");
+    let owner = many::owner(n % many::OWNERS);
+    assert_eq!(store.list_tokens(None, Some(token), 50).await.expect("a page").len(), 50);
+    assert_eq!(store.list_tokens(Some(owner), None, 50).await.expect("a page").len(), 2);
+    assert_eq!(store.contacts_of(owner).await.expect("a read").len(), 2);
+    store.find_owners(&OwnerRef::Key("alice".into())).await.expect("a read");
+    store.find_owners(&OwnerRef::Address(support::world::at("a@example.org"))).await.expect("a read");
+}
+
+/// The plans since the last call, when the statement with these words is among them.
+async fn told<B: Explains>(backend: &B, capture: &Capture, words: &str) -> Vec<Plan> {
+    let mut told = Vec::new();
+    for _ in 0..100 {
+        told.extend(capture.take());
+        let plans = backend.plans(told.clone()).await;
+        if plans.iter().any(|plan| plan.sql.contains(words)) {
+            return plans;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("{words} was not told: {told:?}");
+}
