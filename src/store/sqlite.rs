@@ -70,7 +70,9 @@ impl Sqlite {
             // Two processes that start at once: sqlx's own lock does nothing on SQLite, so take one on the directory.
             let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             let lock = File::open(directory).map_err(|error| open("opened", &error))?;
-            lock.lock().map_err(|error| open("locked", &error))?;
+            // On a thread that may wait: whoever has the lock may need this one to go on.
+            let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
+            let _lock = locked.map_err(std::io::Error::other).flatten().map_err(|error| open("locked", &error))?;
             let mut connection = options.clone().connect().await.map_err(|error| opening(error, &path))?;
             MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
                 sqlx::migrate::MigrateError::Execute(error) => opening(error, &path),
