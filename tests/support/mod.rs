@@ -8,6 +8,7 @@
 use std::fmt;
 
 pub mod backend;
+pub mod cli;
 pub mod many;
 pub mod plans;
 pub mod postgres;
