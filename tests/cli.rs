@@ -4,11 +4,14 @@ mod support;
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
-use support::cli::{PATIENCE, Place, Ran, cells, eventually, fact, finish, instant, scrub, short};
+use sqlx::{Connection, SqliteConnection};
+use support::cli::{LAPSED, PATIENCE, Place, Ran, cells, eventually, fact, finish, instant, scrub, short};
 use support::postgres;
 
 /// A Maildir, and leads that a test can wait for: a token of 20 seconds crosses both after five.
@@ -736,4 +739,132 @@ fn the_whole_story(place: &Place) {
     assert_eq!((fact(&shown, "status"), fact(&shown, "replaced by")), ("expired".into(), fact(&told, "token")));
     let complaint = place.line("token show 0000").fails(1);
     assert!(complaint.contains("there is no token 0000"), "{complaint}");
+}
+#[test]
+fn rotating_an_expired_token_does_not_call_the_old_one_valid() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let (id, secret) = place.token("alice", "short", "1s");
+    eventually("the deadline", PATIENCE, || (place.verify(&secret).status == Some(1)).then_some(()));
+    let rotated = place.run(["token", "rotate", &id, "--expires", "1h"]);
+    assert!(rotated.stderr.contains(&format!("The old token {} is no longer valid.", short(&id))), "{rotated}");
+}
+
+/// Longer than anything that reads takes, and shorter than writers wait for each other.
+const SOON: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+async fn who_only_reads_does_not_wait_for_writers() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let mut writer = locked(&place).await;
+    let start = Instant::now();
+    place.line("token list").ok();
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    sqlx::raw_sql("ROLLBACK").execute(&mut writer).await.expect("the end of the lock");
+}
+
+#[tokio::test]
+async fn verify_answers_and_ends_although_its_use_cannot_be_recorded() {
+    let place = Place::new();
+    let secret = place.owner("alice", "alice@example.org");
+    let mut writer = locked(&place).await;
+    let start = Instant::now();
+    assert_eq!(fact(&place.verify(&secret).ok(), "valid"), "yes");
+    assert!(start.elapsed() < SOON, "{:?}", start.elapsed());
+    sqlx::raw_sql("ROLLBACK").execute(&mut writer).await.expect("the end of the lock");
+}
+
+/// A writer in the middle of its transaction.
+async fn locked(place: &Place) -> SqliteConnection {
+    let url = format!("sqlite:{}", place.path("lapsed.db").display());
+    let mut writer = SqliteConnection::connect(&url).await.expect("the store");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut writer).await.expect("the lock");
+    writer
+}
+
+#[test]
+fn the_last_day_that_can_be_kept_is_named_as_it_is() {
+    let place = Place::new();
+    place.run(["owner", "add", "kei", "--email", "kei@example.org", "--time-zone", "Asia/Tokyo"]).ok();
+    let told = place.line("token create --owner kei --description x --expires 9999-12-31").ok();
+    let expires = fact(&told, "expires");
+    assert!(
+        expires.contains("at the end of 31 December 9999") && expires.contains("9999-12-31 15:00:00 UTC"),
+        "{told}"
+    );
+}
+
+#[test]
+fn every_mistake_of_a_list_is_told() {
+    let place = Place::new();
+    place.configure("[reminders]\nlead_times = [\"7d\", \"7d\", \"soon\"]");
+    let complaint = place.line("token list").fails(2);
+    assert!(complaint.contains("\"soon\" is not a duration"), "{complaint}");
+    assert!(complaint.contains("7d is given twice"), "{complaint}");
+}
+
+#[test]
+fn a_store_url_that_makes_no_sense_is_wrong_configuration() {
+    let mut place = Place::new();
+    for url in ["sqlite::memory:", "postgres://lapsed:hunter2@127.0.0.1:port/lapsed"] {
+        place.set("LAPSED__STORE__URL", url);
+        let complaint = place.line("token list").fails(2);
+        assert!(complaint.contains("store.url") && !complaint.contains("hunter2"), "{complaint}");
+    }
+}
+
+#[test]
+fn a_secret_that_nobody_could_read_is_not_a_success() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let create = ["--config", "lapsed.toml", "token", "create", "--owner", "alice", "--description", "x"];
+    let mut command = place.bare(create);
+    command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+    let output = command.spawn().expect("the program").wait_with_output().expect("the program ends");
+    assert_eq!(Ran::new("token create".into(), output).status, Some(1));
+}
+
+#[test]
+fn a_read_only_store_is_told_as_such() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let store = place.path("lapsed.db");
+    std::fs::set_permissions(&store, PermissionsExt::from_mode(0o400)).expect("chmod");
+    let mut command = place.bare(["--config", "lapsed.toml", "token", "create", "--owner", "alice"]);
+    command.args(["--description", "x"]);
+    // Root may write everything, so then somebody else tries, with a copy of the program that they can reach.
+    if nobody_takes_over(&place) {
+        let program = place.path("lapsed");
+        std::fs::copy(LAPSED, &program).expect("a copy");
+        let mut as_nobody = Command::new(program);
+        as_nobody.args(command.get_args()).current_dir(place.path("")).env_clear();
+        as_nobody.uid(NOBODY).gid(NOBODY);
+        command = as_nobody;
+    }
+    let complaint = finish(command, "").fails(1);
+    assert!(complaint.contains("the store lapsed.db cannot be written: it is read-only"), "{complaint}");
+}
+
+/// The user and group that own nothing.
+const NOBODY: u32 = 65_534;
+
+/// Where the tests run as root, gives the place to nobody; returns whether.
+fn nobody_takes_over(place: &Place) -> bool {
+    let is_root = std::os::unix::fs::chown(place.path(""), Some(NOBODY), Some(NOBODY)).is_ok();
+    if is_root {
+        for file in place.files() {
+            std::os::unix::fs::chown(file, Some(NOBODY), Some(NOBODY)).expect("chown");
+        }
+    }
+    is_root
+}
+
+#[test]
+fn an_unreachable_database_is_told_once() {
+    let place = Place::with_store("postgres://lapsed:hunter2@127.0.0.1:1/lapsed");
+    let complaint = place.line("token list").fails(1);
+    assert_eq!(complaint.matches("Connection refused").count(), 1, "{complaint}");
 }

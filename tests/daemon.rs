@@ -512,3 +512,17 @@ async fn the_demo_tells_the_truth() {
     );
     assert!(list.ok().contains("alice"));
 }
+
+#[test]
+fn a_mail_is_no_wider_than_people_read() {
+    let place = with_maildir(Place::new());
+    place.owner("alice", "alice@example.org");
+    expired_token(&place, "alice", "CI");
+    place.line("run --once").ok();
+    let mails = place.mails("mail");
+    let text = parse(&mails[0]).body_text(0).expect("text").into_owned();
+    // RFC 5322, section 2.1.1.
+    for line in text.lines() {
+        assert!(line.chars().count() <= 78, "{} characters: {line}", line.chars().count());
+    }
+}
