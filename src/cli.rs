@@ -127,6 +127,9 @@ fn dispatch(arguments: Arguments) -> Outcome {
         };
         let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
         telemetry::init(&settings.log.level);
+        if let Command::Run(_) = command {
+            settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
+        }
         // The one place that chooses a back end.
         let url = settings.store.url.expose().to_owned();
         if url.starts_with("sqlite:") {

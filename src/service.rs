@@ -142,8 +142,13 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     }
     let mut deliverer = Deliverer::new(store, clock, composer, transport, fallback, planner.holder);
     let delivered = deliver_all(&mut deliverer, &planner.stop).await?;
-    lines.push((crate::jobs::deliver::NAME, delivered.to_string()));
     let mail_refused = deliverer.is_paused();
+    let said = match (mail_refused, delivered == Delivered::default()) {
+        (false, _) => delivered.to_string(),
+        (true, true) => "waits: mail could not be handed over".to_owned(),
+        (true, false) => format!("{delivered}; the rest waits: mail could not be handed over"),
+    };
+    lines.push((crate::jobs::deliver::NAME, said));
     deliverer.close().await;
     lines.push((Task::Purge.name(), planner.pass(Task::Purge).await?.to_string()));
     Ok(OnceReport { lines, mail_refused })

@@ -114,7 +114,7 @@ fn wrong_usage_is_told_with_the_nearest_right_one() {
         ("token verify lps_x", "unexpected argument"),
         ("token create --owner alice", "--description <TEXT>"),
         ("token rotate x --grace soon", "\"30d\""),
-        ("token edit x", "--description <TEXT>"),
+        ("token edit x", "give --description, --expires, or both"),
         ("demo --smtp nowhere", "write HOST:PORT, such as localhost:1025"),
     ] {
         let complaint = place.line(line).fails(2);
@@ -515,8 +515,8 @@ fn show_tells_every_reminder_and_why_one_was_not_sent() {
     eventually("both leads", PATIENCE, || (clock.now() >= expires - seconds(15)).then_some(()));
 
     let once = place.line("run --once").ok();
-    assert_eq!(fact(&once, "remind"), "1 reminders, 1 settled");
-    assert_eq!(fact(&once, "deliver"), "messages: 1 sent");
+    assert_eq!(fact(&once, "remind"), "reminders: 1, settled: 1");
+    assert_eq!(fact(&once, "deliver"), "messages sent: 1");
     assert_eq!(fact(&once, "expire"), "nothing was due");
     assert_eq!(
         history(&place, &id),
@@ -532,7 +532,7 @@ fn show_tells_every_reminder_and_why_one_was_not_sent() {
 
     refused_exactly_at(&place, &secret, expires);
     let once = place.line("run --once").ok();
-    assert_eq!(fact(&once, "deliver"), "messages: 1 sent");
+    assert_eq!(fact(&once, "deliver"), "messages sent: 1");
     assert_eq!(history(&place, &id).last().expect("a line"), "expired sent [instant] UTC alice@example.org");
     // Everything was said: another run has nothing to do.
     for job in ["expire", "remind", "deliver", "purge"] {
@@ -672,7 +672,10 @@ fn an_unreachable_database_is_told_without_its_password() {
     drop(held);
     let place = Place::with_store(&format!("postgres://lapsed:hunter2@127.0.0.1:{port}/lapsed"));
     let complaint = place.line("token list").fails(1);
-    assert!(complaint.starts_with("lapsed: the database is not available: "), "{complaint}");
+    assert!(
+        complaint.starts_with(&format!("lapsed: cannot connect to PostgreSQL at 127.0.0.1:{port}: ")),
+        "{complaint}"
+    );
     assert!(complaint.contains("Connection refused"), "{complaint}");
     assert_eq!(complaint.lines().count(), 1, "{complaint}");
     assert!(!complaint.contains("hunter2"), "{complaint}");
@@ -714,8 +717,8 @@ fn the_whole_story(place: &Place) {
     refused_exactly_at(place, &secret, deadline);
 
     let once = place.line("run --once").ok();
-    assert_eq!(fact(&once, "expire"), "1 tokens expired, 1 reminders");
-    assert_eq!(fact(&once, "deliver"), "messages: 1 sent");
+    assert_eq!(fact(&once, "expire"), "tokens expired: 1, reminders: 1");
+    assert_eq!(fact(&once, "deliver"), "messages sent: 1");
     assert_eq!(history(place, &short_lived), ["expired sent [instant] UTC alice@example.org"]);
     let mails = place.mails("mail");
     assert_eq!(mails.len(), 1);
@@ -845,7 +848,7 @@ fn a_read_only_store_is_told_as_such() {
         command = as_nobody;
     }
     let complaint = finish(command, "").fails(1);
-    assert!(complaint.contains("the store lapsed.db cannot be written: it is read-only"), "{complaint}");
+    assert!(complaint.contains("the store cannot be written: it is read-only"), "{complaint}");
 }
 
 /// The user and group that own nothing.

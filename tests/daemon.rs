@@ -178,7 +178,7 @@ fn with_a_message_waiting(place: Place) -> (Place, String) {
     let once = place.line("run --once");
     assert_eq!(once.status, Some(1), "{once}");
     assert!(once.stderr.contains("the mail server could not be used: messages wait in the store"), "{once}");
-    assert_eq!(fact(&once.stdout, "expire"), "1 tokens expired, 1 reminders");
+    assert_eq!(fact(&once.stdout, "expire"), "tokens expired: 1, reminders: 1");
     (place, id)
 }
 
@@ -346,7 +346,7 @@ fn running_once_twice_sends_nothing_twice() {
     expired_token(&place, "alice", "CI");
     let once = place.line("run --once").ok();
     assert_eq!((fact(&once, "expire"), fact(&once, "deliver")), {
-        ("1 tokens expired, 1 reminders".into(), "messages: 1 sent".into())
+        ("tokens expired: 1, reminders: 1".into(), "messages sent: 1".into())
     });
     let again = place.line("run --once").ok();
     for job in ["expire", "remind", "deliver", "purge"] {
@@ -371,11 +371,15 @@ fn mail_waits_for_its_server_and_is_sent_once(place: Place) {
     assert!(states(&place, &id)[0].contains("  pending  "));
     // Nobody's attempts move while the server is away.
     let again = place.line("run --once");
-    assert_eq!((again.status, fact(&again.stdout, "deliver")), (Some(1), "nothing was due".into()), "{again}");
+    assert_eq!(
+        (again.status, fact(&again.stdout, "deliver")),
+        (Some(1), "waits: mail could not be handed over".into()),
+        "{again}"
+    );
 
     let sink = Sink::start();
     let place = with_smtp(place, sink.port());
-    assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "messages: 1 sent");
+    assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "messages sent: 1");
     assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "nothing was due");
     assert!(states(&place, &id)[0].contains("  sent  "));
 
@@ -406,7 +410,7 @@ async fn a_rotation_cancels_what_waits() {
     let place = with_smtp(place, server.port());
     let once = tokio::task::spawn_blocking(move || (place.line("run --once").ok(), place)).await;
     let (once, place) = once.expect("no panic");
-    assert_eq!(fact(&once, "deliver"), "messages: 1 had nothing left to say");
+    assert_eq!(fact(&once, "deliver"), "messages had nothing left to say: 1");
     let said = &states(&place, &id)[0];
     assert!(said.contains("  cancelled  ") && said.ends_with("the token was replaced"), "{said}");
     assert!(server.accepted().is_empty());
@@ -419,7 +423,7 @@ async fn a_dead_address_is_told_in_the_history_and_not_tried_again() {
     let (place, first, second) = tokio::task::spawn_blocking(move || {
         place.owner("alice", "gone@example.org");
         let first = expired_token(&place, "alice", "one");
-        assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "messages: 1 given up");
+        assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "messages given up: 1");
         let second = expired_token(&place, "alice", "two");
         place.line("run --once").ok();
         (place, first, second)

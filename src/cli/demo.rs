@@ -99,6 +99,7 @@ impl Demo {
         if !interrupted {
             say_what_next(&url)?;
         }
+        output::say(&format!("The directory stays until you remove it: {}", directory.display()));
         Ok(())
     }
 }
@@ -147,7 +148,7 @@ async fn narrate(
     let mut narrator = Narrator::new(begin);
     let tokens = cast.tokens();
     let text =
-        format!("{} tokens of {} owners; deadlines in 20 seconds to 90 days, or never", tokens.len(), cast.owners);
+        format!("{} tokens of {} owners; deadlines in 22 seconds to a year, or never", tokens.len(), cast.owners);
     narrator.line(begin, "seeded", &text)?;
     let mut verdict = None;
     let mut rotated = false;
@@ -216,7 +217,8 @@ async fn sum_up(store: &Sqlite, narrator: &Narrator) -> anyhow::Result<()> {
         }
     }
     let words = |counts: Vec<(String, u64)>| {
-        counts.iter().map(|(what, count)| format!("{count} {what}")).collect::<Vec<_>>().join(", ")
+        let words: Vec<String> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
+        if words.is_empty() { "none".to_owned() } else { words.join(", ") }
     };
     let messages = store.message_counts().await?.into_iter().map(|(state, count)| (state.to_string(), count)).collect();
     let rows =
@@ -224,14 +226,21 @@ async fn sum_up(store: &Sqlite, narrator: &Narrator) -> anyhow::Result<()> {
     output::print(&format!("\nIn the store now:\n{}", output::facts(&rows)))
 }
 
+/// How this program can be called again from here.
+fn program() -> String {
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    if called.components().count() > 1 { called.display().to_string() } else { "lapsed".to_owned() }
+}
+
 fn say_what_next(url: &str) -> anyhow::Result<()> {
+    let program = program();
     output::print(&format!(
         "\nLook around in it:\n\
          \x20 export LAPSED__STORE__URL={url}\n\
-         \x20 lapsed token list\n\
-         \x20 lapsed token show ID\n\
+         \x20 {program} token list\n\
+         \x20 {program} token show ID\n\
          Then make your own (without that variable, the store is lapsed.db here):\n\
-         \x20 lapsed owner add alice --email alice@example.org\n\
-         \x20 lapsed token create --owner alice --description 'deploy key' --expires 90d\n",
+         \x20 {program} owner add alice --email alice@example.org\n\
+         \x20 {program} token create --owner alice --description 'deploy key' --expires 90d\n",
     ))
 }

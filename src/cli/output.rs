@@ -123,7 +123,10 @@ pub fn new_token(new: &Token, secret: &Secret, owner: &Owner, now: Timestamp) ->
     let mut rows = token(new, owner, now);
     rows.retain(|(name, _)| !matches!(*name, "last used" | "created" | "status"));
     rows.push(("secret", secret.expose()));
-    print(&facts(&rows))?;
+    // Not by `?`: a reader that has gone away must not make this a success.
+    print(&facts(&rows)).map_err(|error| {
+        anyhow::anyhow!("token {} was made, but its secret could not be shown ({error}): rotate or revoke it", new.id)
+    })?;
     say("Keep the secret now: it is not shown again.");
     Ok(())
 }

@@ -37,6 +37,7 @@ pub struct Run {
 impl Run {
     pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
         let setup = setup(&store, &*clock, settings).await?;
+        tracing::info!(store = %settings.store.url, leads = ?setup.rules.policy.leads(), "the store is open");
         if !self.once {
             let stop = CancellationToken::new();
             service::stop_on_signals(&stop)?;
@@ -79,6 +80,8 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
         messages: settings.retention.messages,
         ended_tokens: settings.retention.ended_tokens,
     };
-    let rules = Rules { policy, fallback, hold: HOLD, batch: BATCH };
+    // Leads of seconds are for trying things out: a message must not wait until it is no longer true.
+    let shortest = policy.leads().last().map_or(HOLD, |lead| lead.span() / 4);
+    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: BATCH };
     Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transport })
 }

@@ -54,7 +54,7 @@ pub struct Edit {
     /// The token's id, or its last digits as lists print them
     id: String,
     /// What it is for, in one line
-    #[arg(long, value_name = "TEXT", value_parser = text::description, required_unless_present = "expires")]
+    #[arg(long, value_name = "TEXT", value_parser = text::description)]
     description: Option<String>,
     /// Its new deadline: 90d, 2027-01-31, 2027-01-31T09:00:00Z, or never
     #[arg(long, value_name = "WHEN")]
@@ -63,6 +63,9 @@ pub struct Edit {
 
 impl Edit {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        if self.description.is_none() && self.expires.is_none() {
+            return Err(Failure::Usage("there is nothing to change: give --description, --expires, or both".into()));
+        }
         let now = clock.now();
         let token = lookup::token(store, &self.id).await?;
         let owner = lookup::owner_of(store, &token).await?;
@@ -99,15 +102,15 @@ impl Rotate {
         if let Some((successor, secret)) = &changed.successor {
             output::new_token(successor, secret, &owner, now)?;
         }
-        output::say(&match old.status {
-            Status::Active => {
+        output::say(&match old.validity(now) {
+            Ok(()) => {
                 format!(
                     "The old token {} stays valid until {}.",
                     old.id.short(),
                     output::deadline(old.expires_at, now, owner.time_zone)
                 )
             }
-            _ => format!("The old token {} is no longer valid.", old.id.short()),
+            Err(_) => format!("The old token {} is no longer valid.", old.id.short()),
         });
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! Guarantees that every key is read, whatever is wrong with the others, and that settings which come out fit
 //! together. Reads the file that `store.url_file` names, and no other; nothing is connected to.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use chrono::TimeDelta;
@@ -12,8 +11,7 @@ use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
 use super::{
-    Log, Mail, Reminders, Retention, Schedule, Settings, Smtp, Store, StoreUrl, Tls, Transport, format_duration,
-    parse_duration,
+    Log, Mail, Reminders, Retention, Schedule, Settings, Smtp, Store, StoreUrl, Tls, Transport, parse_duration,
 };
 use crate::schedule::Cron;
 use crate::telemetry;
@@ -73,16 +71,6 @@ fn reminders(r: &mut Reader) -> Result<Reminders, Reported> {
 
     let mut lead_times = lead_times?;
     lead_times.sort_unstable_by(|a, b| b.cmp(a));
-    let twice: BTreeSet<String> = lead_times
-        .windows(2)
-        .filter_map(|pair| match pair {
-            [a, b] if a == b => Some(format_duration(*a)),
-            _ => None,
-        })
-        .collect();
-    for lead in twice {
-        r.report("reminders.lead_times", format!("{lead} is given twice: name each lead time once"));
-    }
     Ok(Reminders { lead_times, expired_notice: expired_notice?, stale_after: stale_after? })
 }
 

@@ -118,7 +118,11 @@ impl Reader {
     }
 
     /// A list, each item as a type, as such or as text that is separated by commas. Empty text is an empty list.
-    pub(super) fn list<T>(&mut self, key: &str, parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<T>, Reported> {
+    pub(super) fn list<T: PartialEq>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Result<Vec<T>, Reported> {
         let items: Option<Vec<String>> = match self.values.get(key).map(|value| &value.kind) {
             Some(ValueKind::Array(items)) => items
                 .iter()
@@ -139,6 +143,9 @@ impl Reader {
         let mut reported = None;
         for item in items {
             match parse(&item) {
+                Ok(value) if parsed.contains(&value) => {
+                    reported = Some(self.report(key, format!("{} is given twice: name each once", item.trim())));
+                }
                 Ok(value) => parsed.push(value),
                 Err(why) => reported = Some(self.report(key, why)),
             }

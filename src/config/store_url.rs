@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use sqlx::postgres::PgConnectOptions;
+
 /// What stands in a message where a password would.
 const MASK: &str = "***";
 
@@ -13,7 +15,7 @@ const MASK: &str = "***";
 pub struct StoreUrl(String);
 
 impl StoreUrl {
-    /// Checks the scheme; the rest is checked by connecting.
+    /// Checks that the URL can name a store; whether it does is seen by connecting.
     ///
     /// # Errors
     /// A sentence that names the schemes, without the URL.
@@ -22,6 +24,12 @@ impl StoreUrl {
         let text = text.trim();
         match known.iter().find_map(|scheme| text.strip_prefix(scheme)) {
             Some("") => Err("names no database after the scheme".to_owned()),
+            Some(file) if text.starts_with("sqlite:") && (file.contains(":memory:") || file.contains('?')) => {
+                Err("must name a file and nothing else, such as sqlite:/var/lib/lapsed/lapsed.db".to_owned())
+            }
+            Some(_) if text.starts_with("postgres") && text.parse::<PgConnectOptions>().is_err() => {
+                Err("cannot be read; write postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned())
+            }
             Some(_) => Ok(Self(text.to_owned())),
             None => Err("must begin with sqlite:, postgres:// or postgresql://".to_owned()),
         }
@@ -97,15 +105,19 @@ mod tests {
 
     #[test]
     fn three_schemes_are_known() {
-        for text in ["sqlite:lapsed.db", "sqlite::memory:", "postgres://u:p@h/db", "postgresql:///db"] {
+        for text in ["sqlite:lapsed.db", "sqlite:///var/lib/x.db", "postgres://u:p@h/db", "postgresql:///db"] {
             assert_eq!(StoreUrl::parse(text).unwrap().expose(), text);
         }
         for text in ["", "mysql://h/db", "postgres:h", "lapsed.db", "Sqlite:x"] {
             let error = StoreUrl::parse(text).unwrap_err();
             assert!(error.contains("sqlite:, postgres:// or postgresql://"), "{text:?}: {error}");
         }
-        assert!(StoreUrl::parse("sqlite:").is_err());
-        assert!(StoreUrl::parse("postgres://").is_err());
+        for text in
+            ["sqlite:", "sqlite::memory:", "sqlite:x.db?mode=ro", "postgres://", "postgres://u:geheim@h:port/db"]
+        {
+            let error = StoreUrl::parse(text).unwrap_err();
+            assert!(!error.contains("geheim"), "{error}");
+        }
     }
 
     #[test]
@@ -136,8 +148,11 @@ mod tests {
 
         #[test]
         fn no_password_is_printed(password in "([a-z@:/?#&=]|pass=)*geheim([a-z@:/?#&=]|pass=)*") {
-            let url = StoreUrl::parse(&format!("postgres://user:{password}@host/db")).unwrap();
-            let printed = format!("{url} {url:?}");
+            let text = format!("postgres://user:{password}@host/db");
+            let printed = match StoreUrl::parse(&text) {
+                Ok(url) => format!("{url} {url:?}"),
+                Err(error) => format!("{} {error}", masked_url(&text)),
+            };
             prop_assert!(!printed.contains("geheim"), "{}", printed);
         }
     }

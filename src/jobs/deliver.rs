@@ -64,8 +64,9 @@ impl fmt::Display for Delivered {
             (self.cancelled, "had nothing left to say"),
             (self.lost, "lost to another process"),
         ];
-        let words: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
-        f.write_str(if words.is_empty() { "nothing was due" } else { "messages: " })?;
+        let words: Vec<String> =
+            counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{what}: {n}")).collect();
+        f.write_str(if words.is_empty() { "nothing was due" } else { "messages " })?;
         f.write_str(&words.join(", "))
     }
 }

@@ -14,9 +14,9 @@ use crate::clock::Timestamp;
 /// When less than this is left, the day alone is too coarse, and the hours, minutes or seconds are named too.
 const SAY_WHAT_IS_LEFT: TimeDelta = TimeDelta::hours(12);
 
-/// The years 2 to 9998: what every zone's local time can still hold.
+/// The years 2 to 9999: what a calendar can hold, and the store.
 const EARLIEST: i64 = -62_104_060_800;
-const LATEST: i64 = 253_370_764_800;
+const LATEST: i64 = 253_402_300_799;
 
 /// A deadline's day as seen from another day. Displays in English.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -70,7 +70,7 @@ impl fmt::Display for Tally {
             return f.write_str("nothing was due");
         }
         for (i, (name, count)) in self.0.iter().filter(|(_, count)| *count > 0).enumerate() {
-            write!(f, "{}{count} {name}", if i > 0 { ", " } else { "" })?;
+            write!(f, "{}{name}: {count}", if i > 0 { ", " } else { "" })?;
         }
         Ok(())
     }

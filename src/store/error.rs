@@ -7,10 +7,10 @@ use crate::change::Refused;
 pub enum Error {
     /// The database cannot be reached, or does not answer in time: worth another try.
     #[error("the database is not available: {0}")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(sqlx::Error),
     /// Somebody else's transaction was in the way: worth another try at once.
     #[error("the database was busy: {0}")]
-    Busy(#[source] sqlx::Error),
+    Busy(sqlx::Error),
     /// The process no longer holds the lease of its job; another one goes on.
     #[error("the lease on the job {0} was lost to another process")]
     LostLease(&'static str),
@@ -48,9 +48,12 @@ pub enum Error {
     /// The store could not be opened or brought up to date.
     #[error("{0}")]
     Open(String),
+    /// The store can be read, but not written.
+    #[error("the store cannot be written: it is read-only")]
+    ReadOnly,
     /// The database refused a statement.
     #[error("the database refused: {0}")]
-    Database(#[source] sqlx::Error),
+    Database(sqlx::Error),
 }
 
 impl Error {
@@ -68,6 +71,8 @@ impl From<sqlx::Error> for Error {
                 Self::Unavailable(error)
             }
             E::Database(db) => match db.code().as_deref() {
+                // SQLITE_READONLY and its kin.
+                Some("8" | "264" | "520" | "776" | "1032" | "1288" | "1544") => Self::ReadOnly,
                 // Serialization failure, deadlock, lock and statement timeout; SQLITE_BUSY and its kin.
                 Some("40001" | "40P01" | "55P03" | "57014" | "5" | "261" | "517" | "6" | "262") => Self::Busy(error),
                 // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); too many

@@ -53,7 +53,10 @@ impl Postgres {
             url.parse().map_err(|error| Error::Open(format!("the PostgreSQL URL cannot be read: {error}")))?;
         let options = options.application_name("lapsed");
         // Migrations may take long, so they run without the session's limits. sqlx lets one process at a time in.
-        let mut connection = PgConnection::connect_with(&options).await?;
+        let at = format!("{}:{}", options.get_host(), options.get_port());
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(|error| Error::Open(format!("cannot connect to PostgreSQL at {at}: {error}")))?;
         MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
         connection.close().await?;
         let pool = PgPoolOptions::new()

@@ -117,9 +117,6 @@ fn path(url: &str) -> Result<PathBuf> {
 fn opening(error: sqlx::Error, path: &Path) -> Error {
     match error.as_database_error().and_then(|db| db.code()).as_deref() {
         Some("26") => Error::Open(format!("{} is not a SQLite database", path.display())),
-        Some("8" | "1032" | "520" | "776") => {
-            Error::Open(format!("the store {} cannot be written: it is read-only", path.display()))
-        }
         Some("14") => Error::Open(format!("the store {} cannot be opened", path.display())),
         _ => error.into(),
     }

@@ -1,6 +1,6 @@
 //! Tells what happens in the demo: each line comes from a difference between two reads of the store.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crate::cli::output;
 use crate::clock::Timestamp;
@@ -67,13 +67,30 @@ impl Narrator {
         let mut planned: BTreeMap<(Lead, String), Group> = BTreeMap::new();
         let mut mailed: BTreeMap<(Option<MessageId>, String), Group> = BTreeMap::new();
         let mut unsaid: Vec<(ReminderState, String)> = Vec::new();
+        let mut read = Vec::new();
         for (token, owner) in store.list_tokens(None, None, 1_000).await? {
+            let history = store.history(token.id).await?;
+            read.push((token, owner, history));
+        }
+        // A mail that was recorded between two of these reads is told at the next look, as one.
+        let in_flight: HashSet<MessageId> = read
+            .iter()
+            .flat_map(|(_, _, history)| history)
+            .filter(|reminder| reminder.state == ReminderState::Pending)
+            .filter_map(|reminder| reminder.message)
+            .collect();
+        for (token, owner, history) in read {
             let name = format!("{owner}'s \"{}\"", token.description);
             let before = self.statuses.insert(token.id, token.status);
             if token.status == Status::Expired && before == Some(Status::Active) {
                 expired.push(name.clone());
             }
-            for reminder in store.history(token.id).await? {
+            for reminder in history {
+                if reminder.state != ReminderState::Pending
+                    && reminder.message.is_some_and(|message| in_flight.contains(&message))
+                {
+                    continue;
+                }
                 let key = (token.id, reminder.generation, reminder.lead, reminder.address.clone());
                 let before = self.reminders.insert(key, reminder.clone()).map(|known| known.state);
                 if before == Some(reminder.state) {

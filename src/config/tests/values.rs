@@ -34,7 +34,7 @@ fn the_url_file_wins_and_is_trimmed() {
 #[test]
 fn lead_times_are_positive_and_given_once() {
     refused("[reminders]\nlead_times = [\"0s\"]\n", &["reminders.expired_notice"]);
-    refused("[reminders]\nlead_times = [\"1d\", \"7d\", \"24h\", \"1d\"]\n", &["1d is given twice"]);
+    refused("[reminders]\nlead_times = [\"1d\", \"7d\", \"24h\"]\n", &["24h is given twice"]);
 }
 
 #[test]
