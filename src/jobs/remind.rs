@@ -35,17 +35,21 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
         // A lead that is new, or whose watermark lies in the future because the clock went back, starts from all that
         // stands inside its window now: deadlines after this instant.
         let from = known.copied().unwrap_or_else(|| Watermark::after(lead.due_at(now)));
-        let page = store.crossing(*lead, from, now, rules.batch).await?;
-        if page.is_empty() && known.is_some() {
+        // One more than a page tells whether another follows. The last page always ends at this instant: if the clock is
+        // wrong, the watermark must show it, or what was dealt with at the wrong time would count for good.
+        let found = store.crossing(*lead, from, now, rules.batch.saturating_add(1)).await?;
+        if found.is_empty() && known.is_some() {
             continue;
         }
-        let reached = match page.last() {
-            Some(last) if page.len() >= rules.batch as usize => {
-                Watermark { instant: lead.due_at(last.deadline.expires_at), token: last.id.uuid() }
-            }
-            _ => Watermark::after(now),
+        let (page, more) = match found.split_at_checked(rules.batch as usize) {
+            Some((page, [_, ..])) => (page, page.last()),
+            _ => (found.as_slice(), None),
         };
-        let did = write(store, lease, rules, now, &page, *lead, Progress::Reached(*lead, reached)).await?;
+        let reached = more.map_or_else(
+            || Watermark::after(now),
+            |last| Watermark { instant: lead.due_at(last.deadline.expires_at), token: last.id.uuid() },
+        );
+        let did = write(store, lease, rules, now, page, *lead, Progress::Reached(*lead, reached)).await?;
         return Ok(Outcome { did, more: true });
     }
     Ok(Outcome { did: Written::default(), more: false })
