@@ -42,6 +42,7 @@ on_every_back_end!(
     nobody_to_tell,
     suppressed_contacts_are_passed_over,
     a_lost_lease_writes_nothing,
+    a_lease_from_a_wrong_clock_holds_nobody_up,
     an_edit_in_between_wins,
     purge_keeps_what_is_needed,
 );
@@ -269,6 +270,22 @@ async fn a_lost_lease_writes_nothing<B: Backend>() {
     let lost = remind::step(&world.store, &stalled, &world.rules, later).await;
     assert!(matches!(lost, Err(Error::LostLease("remind"))), "{lost:?}");
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM watermarks").await, 0);
+}
+
+async fn a_lease_from_a_wrong_clock_holds_nobody_up<B: Backend>() {
+    let world = World::<B>::new().await;
+    let other = world.backend.open().await;
+    // On a clock that runs a year ahead, one process finishes a pass and one dies in the middle of another.
+    world.on_day(365);
+    world.expire().await;
+    let stalled = world.lease(remind::NAME).await;
+    world.on_day(0);
+    for job in [expire::NAME, remind::NAME] {
+        let taken = other.lease(job, Uuid::from_u128(2), world.now()).await.expect("a read");
+        assert!(taken.is_some(), "{job} does not wait for a year");
+    }
+    let lost = remind::step(&world.store, &stalled, &world.rules, world.now()).await;
+    assert!(matches!(lost, Err(Error::LostLease("remind"))), "{lost:?}");
 }
 
 async fn an_edit_in_between_wins<B: Backend>() {

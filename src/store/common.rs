@@ -324,13 +324,15 @@ macro_rules! common_operations {
                      ON CONFLICT (bucket, name) DO UPDATE \
                      SET holder = excluded.holder, epoch = jobs.epoch + 1, lease_until = excluded.lease_until, \
                          started_at = excluded.started_at \
-                     WHERE jobs.lease_until <= $4 OR jobs.holder = $2 \
+                     WHERE jobs.lease_until <= $4 OR jobs.lease_until > $5 OR jobs.holder = $2 \
                      RETURNING epoch",
                 )
                 .bind(job)
                 .bind(holder)
                 .bind(At(now + LEASE))
                 .bind(At(now))
+                // No sound clock gives a lease that lasts so long; the epoch fences whoever took it on a wrong one.
+                .bind(At(now + LEASE * 2))
                 .fetch_optional(&mut *tx)
                 .await?;
                 tx.commit().await?;

@@ -1,7 +1,8 @@
 //! Leases: which process does a job, and how its last run went.
 //!
-//! A lease ends by itself, so a process that died holds nothing up. Its epoch fences every write: each leased
-//! transaction begins by renewing the lease under this holder and epoch, which also locks it until the commit.
+//! A lease ends by itself, so a process that died holds nothing up; one that was taken by a clock that ran ahead is not
+//! waited for either. Its epoch fences every write: each leased transaction begins by renewing the lease under this
+//! holder and epoch, which also locks it until the commit.
 
 use std::future::Future;
 
@@ -44,7 +45,8 @@ pub struct JobRecord {
 
 /// Leases and runs of jobs.
 pub trait Jobs {
-    /// Takes the lease of a job; `None` while another process holds it.
+    /// Takes the lease of a job; `None` while another process holds it. A lease that ends later than any can at `now`
+    /// is left from a wrong clock, and is taken over.
     ///
     /// # Errors
     /// When the store fails.
