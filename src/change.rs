@@ -1,4 +1,4 @@
-//! What may be done to a token, and what becomes of it: edit, rotate, revoke, and going back to active.
+//! What may be done to a token, and what becomes of it: edit, rotate, revoke.
 //!
 //! Pure functions from the token as it is to the token as it will be. The store locks the row, calls one of these, and
 //! writes the result in the same transaction, so a change never acts on a row that somebody else has just changed.
@@ -122,8 +122,11 @@ pub fn rotate(
     let mut old = token.clone();
     old.replaced_by = Some(successor.id);
     old.unplanned = false;
-    if old.validity(now).is_ok() && old.status == Status::Active {
+    // Valid, and perhaps marked expired by a wrong clock all the same: nobody must rely on that mark.
+    if old.validity(now).is_ok() {
         if grace > TimeDelta::zero() {
+            old.status = Status::Active;
+            old.ended_at = None;
             let end = now.checked_add_signed(grace).unwrap_or(Timestamp::MAX_UTC);
             old.expires_at = Some(old.expires_at.map_or(end, |expires_at| expires_at.min(end)));
         } else {
@@ -142,7 +145,10 @@ pub fn revoke(token: &Token, now: Timestamp) -> Result<Changed, Refused> {
     if token.kind == Kind::Primary && token.replaced_by.is_none() {
         return Err(Refused::Primary(token.id));
     }
-    not_ended(token, now)?;
+    // What verification honours can be revoked, even where a wrong clock marked it expired.
+    if token.validity(now).is_err() {
+        not_ended(token, now)?;
+    }
     let token = Token { status: Status::Revoked, ended_at: Some(now), unplanned: false, ..token.clone() };
     Ok(Changed { token, successor: None })
 }
@@ -195,7 +201,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
-    use crate::token::{Bucket, OwnerId};
+    use crate::token::{Bucket, NotValid, OwnerId};
 
     fn at(days: i64) -> Timestamp {
         DateTime::from_timestamp(1_800_000_000 + days * 86_400, 0).expect("in range")
@@ -273,6 +279,17 @@ mod tests {
         assert!(matches!(revoke(&old, at(90)), Err(Refused::Expired { .. })));
         let changed = rotate(&old, TimeDelta::days(2), None, at(91)).expect("allowed");
         assert_eq!(changed.token.expires_at, Some(at(90)));
+    }
+
+    #[test]
+    fn what_a_wrong_clock_marked_expired_can_still_be_ended() {
+        let marked = Token { status: Status::Expired, ended_at: Some(at(90)), ..token(Kind::Additional, Some(at(90))) };
+        assert!(marked.validity(at(10)).is_ok(), "it is honoured");
+        assert_eq!(revoke(&marked, at(10)).expect("allowed").token.validity(at(10)), Err(NotValid::Revoked));
+        let rotated = rotate(&marked, TimeDelta::zero(), None, at(10)).expect("allowed").token;
+        assert_eq!(rotated.validity(at(10)), Err(NotValid::Revoked));
+        let graced = rotate(&marked, TimeDelta::days(2), None, at(10)).expect("allowed").token;
+        assert_eq!((graced.status, graced.ended_at, graced.expires_at), (Status::Active, None, Some(at(12))));
     }
 
     #[test]
