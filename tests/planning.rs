@@ -4,13 +4,14 @@ mod support;
 
 use chrono::TimeDelta;
 use lapsed::change;
+use lapsed::clock::Timestamp;
 use lapsed::jobs::{expire, remind};
 use lapsed::policy::Policy;
 use lapsed::store::planning::{Decided, Progress, Watermark};
 use lapsed::store::{Accounts, Error, Jobs, Planning};
-use lapsed::token::Status;
+use lapsed::token::{Status, Token};
 use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use support::world::{World, dawn, days, lead};
+use support::world::{World, dawn, days, lead, new_token};
 use uuid::Uuid;
 
 macro_rules! on_every_back_end {
@@ -45,6 +46,7 @@ on_every_back_end!(
     a_lease_from_a_wrong_clock_holds_nobody_up,
     an_edit_in_between_wins,
     purge_keeps_what_is_needed,
+    no_instant_is_kept_that_cannot_be_read_back,
 );
 
 async fn each_lead_is_written_once<B: Backend>() {
@@ -337,6 +339,25 @@ async fn purge_keeps_what_is_needed<B: Backend>() {
     assert_eq!(world.ledger(kept).await, ["0: expired pending to alice@example.org"]);
     assert!(world.ledger(gone).await.is_empty());
     world.check().await;
+}
+
+async fn no_instant_is_kept_that_cannot_be_read_back<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let far = Timestamp::MAX_UTC;
+    let spoil: [fn(&mut Token, Timestamp); 5] = [
+        |token, far| token.created_at = far,
+        |token, far| token.expires_at = Some(far),
+        |token, far| token.deadline_set_at = far,
+        |token, far| token.last_used_at = Some(far),
+        |token, far| token.ended_at = Some(far),
+    ];
+    for (n, spoil) in spoil.into_iter().enumerate() {
+        let (mut token, secret) = new_token(alice, dawn(), None, dawn());
+        spoil(&mut token, far);
+        let refused = world.store.add_token(&token, Some(&secret.hash())).await;
+        assert!(matches!(refused, Err(Error::Database(_))), "{n}: {refused:?}");
+    }
 }
 
 /// A watermark is a pair: thousands of tokens may share its instant.

@@ -60,7 +60,9 @@ CREATE TABLE tokens (
     -- Years 1970 to 9999: what every part of the program can count with.
     CHECK (created_at BETWEEN 0 AND 253402300799),
     CHECK (expires_at BETWEEN 0 AND 253402300799),
-    CHECK (deadline_set_at BETWEEN 0 AND 253402300799)
+    CHECK (deadline_set_at BETWEEN 0 AND 253402300799),
+    CHECK (last_used_at BETWEEN 0 AND 253402300799),
+    CHECK (ended_at BETWEEN 0 AND 253402300799)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX tokens_secret ON tokens (bucket, secret_hash) WHERE secret_hash IS NOT NULL;
 CREATE UNIQUE INDEX tokens_primary ON tokens (bucket, owner_id) WHERE kind = 'primary' AND replaced_by IS NULL;
