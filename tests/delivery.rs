@@ -37,6 +37,7 @@ on_every_back_end!(
     a_server_out_of_reach_touches_no_message,
     a_process_that_died_is_taken_over_from,
     an_unknown_outcome_is_tried_again_under_the_same_id,
+    any_answer_can_be_recorded,
     a_removed_contact_hears_nothing,
     the_fallback_hears_of_everything_in_one_mail,
     nothing_starves_behind_what_fails,
@@ -246,6 +247,23 @@ async fn an_unknown_outcome_is_tried_again_under_the_same_id<B: Backend>() {
     world.clock.advance(TimeDelta::minutes(1));
     assert_eq!(world.deliver(&mut courier.deliverer).await, SENT);
     assert!(courier.memory.delivered().iter().all(|(message, _)| message.uuid() == id));
+}
+
+async fn any_answer_can_be_recorded<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    world.token(alice, 90).await;
+    world.on_day(60);
+    world.remind().await;
+    let mut courier = world.courier();
+    // PostgreSQL keeps no NUL in a text.
+    courier.memory.answer(Happened::Unknown { error: "unexpected reply 354 \0".into() });
+    courier.memory.answer(Happened::Broken { phase: Phase::Data, error: "unexpected reply 250 \0".into() });
+    for _ in 0..2 {
+        assert_eq!(world.deliver(&mut courier.deliverer).await.retried, 1);
+        world.clock.advance(TimeDelta::minutes(2));
+    }
+    assert_eq!(world.deliver(&mut courier.deliverer).await, SENT);
 }
 
 async fn a_removed_contact_hears_nothing<B: Backend>() {

@@ -108,15 +108,15 @@ impl Happened {
         Self::Accepted { reply: kept(text) }
     }
 
-    /// What is worth keeping of it, in one line.
+    /// What is worth keeping of it, in one line: no server can say what the store cannot hold.
     pub fn reply(&self) -> String {
         match self {
             Self::Accepted { reply } => reply.clone(),
-            Self::Refused { phase, code, reply, .. } => format!("{}: {code} {reply}", phase.as_str()),
-            Self::Broken { phase, error } => format!("{}: {error}", phase.as_str()),
-            Self::Unknown { error } => format!("outcome unknown: {error}"),
+            Self::Refused { phase, code, reply, .. } => kept(&format!("{}: {code} {reply}", phase.as_str())),
+            Self::Broken { phase, error } => kept(&format!("{}: {error}", phase.as_str())),
+            Self::Unknown { error } => kept(&format!("outcome unknown: {error}")),
             Self::LostLease => "the lease was lost".to_owned(),
-            Self::Unbuildable { error } => format!("the message cannot be built: {error}"),
+            Self::Unbuildable { error } => kept(&format!("the message cannot be built: {error}")),
         }
     }
 }
