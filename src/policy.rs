@@ -276,6 +276,8 @@ pub enum Reason {
     Suppressed,
     /// The mail could not be delivered.
     Undeliverable,
+    /// The store's row of the token or of its owner is broken.
+    Unreadable,
 }
 
 words!(Reason {
@@ -291,6 +293,7 @@ words!(Reason {
     NoContact => "the owner has no contact that takes mail",
     Suppressed => "the contact is suppressed",
     Undeliverable => "the mail could not be delivered",
+    Unreadable => "the token or its owner cannot be read from the store",
 });
 
 /// Whether a reminder is still true of its token, as the token is at `now`.

@@ -42,6 +42,7 @@ on_every_back_end!(
     the_fallback_hears_of_everything_in_one_mail,
     nothing_starves_behind_what_fails,
     a_message_that_cannot_be_read_is_given_up,
+    a_token_that_cannot_be_read_holds_nobody_up,
     what_fails_for_two_days_is_given_up,
 );
 
@@ -329,6 +330,25 @@ async fn a_message_that_cannot_be_read_is_given_up<B: Backend>() {
     assert_eq!(world.deliver(&mut courier.deliverer).await, SENT);
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM messages WHERE state = 'failed'").await, 1);
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'failed'").await, 1);
+}
+
+async fn a_token_that_cannot_be_read_holds_nobody_up<B: Backend>() {
+    let world = World::<B>::new().await;
+    let (broken, team) =
+        (world.owner("broken", &["ann@example.org"]).await, world.owner("team", &["ann@example.org"]).await);
+    let (unread, told) = (world.token(broken, 90).await, world.token(team, 90).await);
+    let alone = world.owner("alone", &["bob@example.org"]).await;
+    world.token(alone, 90).await;
+    world.on_day(60);
+    world.remind().await;
+    world.backend.execute("UPDATE owners SET time_zone = 'Mars/Base' WHERE key <> 'team'").await;
+    let mut courier = world.courier();
+    let did = world.deliver(&mut courier.deliverer).await;
+    assert_eq!(did, Delivered { sent: 1, cancelled: 1, ..Delivered::default() });
+    assert_eq!(courier.delivered().len(), 1, "{:?}", courier.delivered());
+    assert_eq!(world.ledger(told).await, ["0: 30d sent to ann@example.org"]);
+    assert_eq!(world.ledger(unread).await, ["0: 30d failed to ann@example.org"]);
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM messages WHERE state IN ('sending', 'retry')").await, 0);
 }
 
 async fn what_fails_for_two_days_is_given_up<B: Backend>() {

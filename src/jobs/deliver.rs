@@ -368,6 +368,10 @@ fn judge<'a>(message: &'a ClaimedMessage, facts: &Facts, now: Timestamp) -> (Vec
         let known = facts.tokens.get(&reminder.token);
         let owner = known.map(|(token, _)| token.owner);
         let said = Said { reminder, owner };
+        if facts.broken.contains(&reminder.token) {
+            settled.push(said.settled(ReminderState::Failed, Some(Reason::Unreadable)));
+            continue;
+        }
         let may_hear = match owner {
             Some(owner) => (reminder.escalation && facts.is_fallback) || facts.speaks_for.contains(&owner),
             None => true,

@@ -139,6 +139,8 @@ pub struct Purged {
 pub struct Facts {
     /// The tokens that there still are, with their owners.
     pub tokens: HashMap<TokenId, (Token, Owner)>,
+    /// The tokens that there are, but that cannot be read, or whose owner cannot.
+    pub broken: HashSet<TokenId>,
     /// The owners among these that the contact speaks for.
     pub speaks_for: HashSet<OwnerId>,
     /// Whether the contact is the fallback.

@@ -14,11 +14,11 @@ use uuid::Uuid;
 use super::accounts::ReminderRecord;
 use super::jobs::JobRecord;
 use super::outbox::{ClaimedMessage, ClaimedReminder, MessageState};
-use super::planning::Candidate;
+use super::planning::{Candidate, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Deadline, Lead};
-use crate::token::{Address, Contact, Owner, Suppressed, Token};
+use crate::token::{Address, Contact, Owner, Suppressed, Token, TokenId};
 
 /// An instant as either back end keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -233,6 +233,29 @@ impl TryFrom<OwnedRow> for (Token, Owner) {
         };
         Ok((row.token.try_into()?, owner.try_into()?))
     }
+}
+
+/// Puts together what is true of tokens. One that cannot be read (its owner's zone is unknown, say) must not hold up the
+/// others that a message speaks of.
+pub(super) fn facts(rows: Vec<OwnedRow>, contact_of: Vec<(Uuid, bool)>) -> Facts {
+    let mut facts = Facts {
+        is_fallback: contact_of.iter().any(|(_, system)| *system),
+        speaks_for: contact_of.into_iter().map(|(owner, _)| owner.into()).collect(),
+        ..Facts::default()
+    };
+    for row in rows {
+        let id = TokenId::from(row.token.id);
+        match <(Token, Owner)>::try_from(row) {
+            Ok(found) => {
+                facts.tokens.insert(id, found);
+            }
+            Err(error) => {
+                tracing::error!(token = %id, %error, "cannot speak of a token that cannot be read");
+                facts.broken.insert(id);
+            }
+        }
+    }
+    facts
 }
 
 #[derive(FromRow)]

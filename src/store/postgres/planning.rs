@@ -16,7 +16,7 @@ use crate::store::planning::{
     Candidate, Cutoffs, Decided, Facts, NewReminder, Planning, Progress, Purged, Watermark, Written,
 };
 use crate::store::row::{self, At, CandidateRow, OwnedRow, token_columns};
-use crate::token::{ContactId, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, Token, TokenId};
+use crate::token::{ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// The bucket, id, generation and deadline of each candidate, as arrays.
 type Guards = (Vec<i16>, Vec<Uuid>, Vec<i32>, Vec<DateTime<Utc>>);
@@ -341,7 +341,6 @@ impl Planning for Postgres {
         .bind(tokens.iter().map(|id| id.uuid()).collect::<Vec<_>>())
         .fetch_all(&self.pool)
         .await?;
-        let tokens: Vec<(Token, Owner)> = row::all(rows)?;
         // Index owner_contacts_contact.
         let speaks_for: Vec<(Uuid, bool)> = sqlx::query_as(
             "SELECT oc.owner_id, o.key = $2 \
@@ -353,11 +352,7 @@ impl Planning for Postgres {
         .bind(SYSTEM_OWNER_KEY)
         .fetch_all(&self.pool)
         .await?;
-        Ok(Facts {
-            tokens: tokens.into_iter().map(|(token, owner)| (token.id, (token, owner))).collect(),
-            is_fallback: speaks_for.iter().any(|(_, system)| *system),
-            speaks_for: speaks_for.into_iter().map(|(owner, _)| owner.into()).collect(),
-        })
+        Ok(row::facts(rows, speaks_for))
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {

@@ -16,7 +16,7 @@ use crate::store::planning::{
     Candidate, Cutoffs, Decided, Facts, NewReminder, Planning, Progress, Purged, Watermark, Written,
 };
 use crate::store::row::{self, At, CandidateRow, OwnedRow, token_columns};
-use crate::token::{ContactId, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, Token, TokenId};
+use crate::token::{ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// Rows for `json_each`: SQLite's way to bind many at once. Ids travel as hexadecimal digits.
 pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> String {
@@ -336,7 +336,6 @@ impl Planning for Sqlite {
         .bind(json(tokens.iter().map(|id| (id.bucket().column(), hex(id.uuid())))))
         .fetch_all(&self.readers)
         .await?;
-        let tokens: Vec<(Token, Owner)> = row::all(rows)?;
         // Index owner_contacts_contact.
         let speaks_for: Vec<(Uuid, bool)> = sqlx::query_as(
             "SELECT oc.owner_id, o.key = $2 \
@@ -348,11 +347,7 @@ impl Planning for Sqlite {
         .bind(SYSTEM_OWNER_KEY)
         .fetch_all(&self.readers)
         .await?;
-        Ok(Facts {
-            tokens: tokens.into_iter().map(|(token, owner)| (token.id, (token, owner))).collect(),
-            is_fallback: speaks_for.iter().any(|(_, system)| *system),
-            speaks_for: speaks_for.into_iter().map(|(owner, _)| owner.into()).collect(),
-        })
+        Ok(row::facts(rows, speaks_for))
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {
