@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use chrono::TimeDelta;
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -63,7 +64,7 @@ pub struct OnceReport {
 /// Runs until `stop` is cancelled: all jobs at once, then each when its schedule says so.
 ///
 /// # Errors
-/// When the scheduler cannot be set up.
+/// When the scheduler cannot be set up, or a job panicked: whoever supervises the process starts it anew.
 pub async fn run<S: Store>(
     store: S,
     clock: Arc<SystemClock>,
@@ -85,7 +86,7 @@ pub async fn run<S: Store>(
         stop: stop.clone(),
     };
     let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
-    let mut loops = Vec::new();
+    let mut loops = JoinSet::new();
     for (task, cron) in
         [(Task::Expire, &schedule.expire), (Task::Remind, &schedule.remind), (Task::Purge, &schedule.purge)]
     {
@@ -95,26 +96,32 @@ pub async fn run<S: Store>(
             // The reconcile pass is a pass of `remind` that starts over; `remind` knows from the store when one is due.
             on_schedule(&scheduler, &schedule.reconcile, &wake).await?;
         }
-        loops.push(tokio::spawn(planner.clone().run(task, wake)));
+        loops.spawn(planner.clone().run(task, wake));
     }
     on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transport, fallback, holder);
-    loops.push(tokio::spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone())));
-    loops.push(tokio::spawn(follow(store, clock, stop.clone())));
+    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone()));
+    loops.spawn(follow(store, clock, stop.clone()));
     scheduler.start().await.context("the scheduler cannot start")?;
     // Fails only where no supervisor listens.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     tracing::info!(process = %holder, "started");
 
-    stop.cancelled().await;
+    let ended = tokio::select! {
+        () = stop.cancelled() => None,
+        // Nobody told it to: it panicked, and nothing else would start it again.
+        ended = loops.join_next() => ended,
+    };
+    stop.cancel();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: what is in flight is finished first");
     scheduler.shutdown().await.context("the scheduler cannot stop")?;
-    for running in loops {
-        running.await.context("a job panicked")?;
+    let mut result = ended.unwrap_or(Ok(()));
+    while let Some(ended) = loops.join_next().await {
+        result = result.and(ended);
     }
     tracing::info!("stopped");
-    Ok(())
+    result.context("a job panicked")
 }
 
 /// Runs every job until nothing is due, one after the other.

@@ -2,14 +2,25 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use lapsed::change;
+use lapsed::clock::{Clock, SystemClock};
+use lapsed::config::Schedule;
 use lapsed::jobs::deliver::{Delivered, LEASE};
+use lapsed::jobs::purge::Retention;
+use lapsed::mail::compose::Composer;
 use lapsed::mail::outcome::{Happened, Phase};
+use lapsed::mail::transport::{Memory, Transport};
+use lapsed::schedule::Cron;
+use lapsed::service::{self, Setup};
 use lapsed::store::{Accounts, Outbox};
 use lapsed::token::{ContactId, TokenId};
 use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use support::world::{World, days};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 macro_rules! on_every_back_end {
@@ -374,6 +385,36 @@ async fn what_fails_for_two_days_is_given_up<B: Backend>() {
     assert_eq!(courier.delivered().len(), 1, "the fallback is told: {:?}", courier.delivered());
     let ledger = world.ledger(token).await;
     assert!(ledger.contains(&"0: 30d failed to alice@example.org".to_owned()), "{ledger:?}");
+}
+
+/// A panic must not leave a daemon behind that looks alive and delivers nothing.
+#[tokio::test]
+async fn a_job_that_panics_ends_the_daemon() {
+    let world = World::<OnPostgres>::new().await;
+    let clock = Arc::new(SystemClock::default());
+    world.clock.set(clock.now());
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    world.imported(alice, world.now() - days(80), world.now() + days(5)).await;
+    world.remind().await;
+    // sqlx panics at an instant that chrono cannot count to.
+    world.backend.execute("UPDATE messages SET created_at = 'infinity'").await;
+    let yearly = || Cron::parse("0 0 0 1 1 *").expect("a schedule");
+    let setup = Setup {
+        schedule: Schedule {
+            expire: yearly(),
+            remind: yearly(),
+            deliver: yearly(),
+            purge: yearly(),
+            reconcile: yearly(),
+        },
+        rules: world.rules.clone(),
+        retention: Retention { reminders: days(100), messages: days(100), ended_tokens: days(100) },
+        composer: Composer::new("tokens@example.org".parse().expect("a mailbox"), None, None).expect("templates"),
+        transport: Transport::Memory(Memory::new()),
+    };
+    let running = service::run(world.store.clone(), clock, setup, CancellationToken::new());
+    let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it does not go on without a job");
+    assert!(ended.is_err_and(|error| error.to_string().contains("panicked")));
 }
 
 /// The id and state of the only message.
