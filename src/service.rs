@@ -1,7 +1,9 @@
 //! The daemon: one loop per job, woken by the schedule, by other jobs, and at start-up.
 //!
 //! The scheduler owns no correctness: a tick only wakes a loop, and a tick during a pass becomes one more pass. A loop
-//! never overlaps itself. A store that fails is reported and asked again at the next tick; nothing here needs a restart.
+//! never overlaps itself. A store that fails is reported and asked again at the next tick; nothing here needs a restart
+//! but a panic, which ends the process. While the host's clock is behind what it showed before, the scheduler is silent,
+//! and the loops are woken without it.
 //! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
 
 mod pass;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use sd_notify::NotifyState;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -37,6 +39,9 @@ const FOLLOW: Duration = Duration::from_secs(60);
 
 /// By how much a host's clock may differ from the store's before the log says so.
 const WRONG_CLOCK: TimeDelta = TimeDelta::seconds(30);
+
+/// How often the host's clock is compared with the latest instant that it showed.
+const LOOK_BACK: Duration = Duration::from_secs(10);
 
 /// Everything that a daemon needs besides its store and clock.
 pub struct Setup {
@@ -86,6 +91,7 @@ pub async fn run<S: Store>(
         stop: stop.clone(),
     };
     let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
+    let mut wakes = vec![wake_deliver.clone()];
     let mut loops = JoinSet::new();
     for (task, cron) in
         [(Task::Expire, &schedule.expire), (Task::Remind, &schedule.remind), (Task::Purge, &schedule.purge)]
@@ -96,12 +102,14 @@ pub async fn run<S: Store>(
             // The reconcile pass is a pass of `remind` that starts over; `remind` knows from the store when one is due.
             on_schedule(&scheduler, &schedule.reconcile, &wake).await?;
         }
+        wakes.push(wake.clone());
         loops.spawn(planner.clone().run(task, wake));
     }
     on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transport, fallback, holder);
     loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone()));
-    loops.spawn(follow(store, clock, stop.clone()));
+    loops.spawn(follow(store, clock.clone(), stop.clone()));
+    loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes, stop.clone()));
     scheduler.start().await.context("the scheduler cannot start")?;
     // Fails only where no supervisor listens.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -192,6 +200,30 @@ async fn follow<S: Store>(store: S, clock: Arc<SystemClock>, stop: CancellationT
     }
 }
 
+/// Wakes every job now and then while the host's clock is behind what it showed before: until it has caught up, the
+/// scheduler is silent.
+async fn wake_while_behind(
+    host: impl Fn() -> DateTime<Utc>,
+    every: Duration,
+    wakes: Vec<Arc<Notify>>,
+    stop: CancellationToken,
+) {
+    let mut latest = host();
+    let mut behind = false;
+    while stop.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        let now = host();
+        if now < latest {
+            if !behind {
+                let seconds = (latest - now).num_seconds();
+                tracing::warn!(seconds, "this host's clock went back: jobs ignore the schedule until it has caught up");
+            }
+            wakes.iter().for_each(|wake| wake.notify_one());
+        }
+        behind = now < latest;
+        latest = latest.max(now);
+    }
+}
+
 async fn deliver_all<S: Store, C: Clock>(
     deliverer: &mut Deliverer<S, C>,
     stop: &CancellationToken,
@@ -265,4 +297,32 @@ pub fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clock_that_went_back_wakes_every_job() {
+        let instants = [10, 20, 30, 5];
+        let looks = Arc::new(AtomicI64::new(0));
+        let counted = looks.clone();
+        let host = move || {
+            let look = usize::try_from(counted.fetch_add(1, Ordering::SeqCst)).unwrap_or_default();
+            DateTime::from_timestamp(instants[look.min(instants.len() - 1)], 0).expect("in range")
+        };
+        let wakes: Vec<Arc<Notify>> = (0..3).map(|_| Arc::default()).collect();
+        let stop = CancellationToken::new();
+        let watching = tokio::spawn(wake_while_behind(host, Duration::from_millis(1), wakes.clone(), stop.clone()));
+        for wake in &wakes {
+            let woken = tokio::time::timeout(Duration::from_secs(10), wake.notified()).await;
+            assert!(woken.is_ok(), "the scheduler says nothing for 25 seconds");
+        }
+        assert!(looks.load(Ordering::SeqCst) >= 4, "not before it went back");
+        stop.cancel();
+        watching.await.expect("no panic");
+    }
 }
