@@ -182,12 +182,12 @@ impl<S: Store> Planner<S> {
         Ok(more)
     }
 
-    /// Starts the daily reconcile pass when its time has come since the last one, by whichever process that was: a host
-    /// that was down at that hour does it when it is back.
+    /// Starts the daily reconcile pass when its time has come since the last one that did, by whichever process that was:
+    /// a host that was down at that hour, or whose store was, does it when it is back.
     async fn reconcile_if_due(&self, lease: &Lease) -> Result<()> {
         let now = self.clock.now();
         let records = self.store.job_records().await?;
-        let last = records.iter().find(|record| record.name == RECONCILE).map(|record| record.started_at);
+        let last = records.iter().find(|record| record.name == RECONCILE).and_then(|record| record.finished_at);
         let due = last.is_none_or(|last| last > now || self.reconcile.next_after(last).is_some_and(|next| next <= now));
         if !due {
             return Ok(());
