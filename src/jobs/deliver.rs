@@ -147,6 +147,8 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
             return Ok(nothing);
         }
         self.resume();
+        // Anew: a slow server may take longer to greet us than a lease lasts.
+        let now = self.clock.now();
         let claimed = self.store.claim(bucket, self.holder, now, now + LEASE, 1).await?;
         if claimed.is_empty() {
             self.due.pop_front();
@@ -190,7 +192,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
             settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Unreachable, Some(why))));
             let escalations = self.escalations(&message, &speaking, why, true).await?;
             let record = Record { delivery: Delivery::Cancelled, settled, suppress: None, escalations };
-            return self.record(&message, record).await;
+            return self.record(&message, record, message.lease_until).await;
         }
 
         let hold = Hold { store: &self.store, clock: &self.clock, message: &message, until: AtomicI64::new(0) };
@@ -214,7 +216,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
             Err(error) => Happened::Unbuildable { error: error.to_string() },
         };
 
-        let now = self.clock.now();
+        let (now, lease_until) = (self.clock.now(), hold.until());
         let attempt = u32::try_from(message.attempts).unwrap_or_default().saturating_add(1);
         let next = decide(&happened, attempt, now - message.first_claimed_at, rand::random());
         let record = match next {
@@ -243,7 +245,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
                 Record { delivery: Delivery::Failed(reply), settled, suppress, escalations }
             }
         };
-        self.record(&message, record).await
+        self.record(&message, record, lease_until).await
     }
 
     /// What the fallback is told of reminders that their contact was not. Where the address was at fault, another contact
@@ -286,11 +288,11 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
 
     /// Records what became of a message. While the store is out of reach it tries again until the lease ends: a message
     /// that was sent and not recorded would be sent twice.
-    async fn record(&self, message: &ClaimedMessage, record: Record) -> Result<Delivered> {
+    async fn record(&self, message: &ClaimedMessage, record: Record, lease_until: Timestamp) -> Result<Delivered> {
         let recorded = loop {
             let now = self.clock.now();
             match self.store.record(message, &record, now).await {
-                Err(error) if error.is_transient() && now < message.lease_until => {
+                Err(error) if error.is_transient() && now < lease_until => {
                     tracing::warn!(message = %message.id, %error, "cannot record a message yet");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -397,8 +399,12 @@ struct Hold<'a, S, C> {
 }
 
 impl<S: Store, C: Clock> Hold<'_, S, C> {
+    fn until(&self) -> Timestamp {
+        Timestamp::from_timestamp(self.until.load(Ordering::Relaxed), 0).unwrap_or_default()
+    }
+
     fn left(&self) -> TimeDelta {
-        TimeDelta::seconds(self.until.load(Ordering::Relaxed) - self.clock.now().timestamp())
+        self.until() - self.clock.now()
     }
 
     fn is_over(&self) -> bool {
@@ -407,10 +413,10 @@ impl<S: Store, C: Clock> Hold<'_, S, C> {
 
     async fn prolong(&self) -> bool {
         let until = self.clock.now() + LEASE;
-        let renewed = self.store.renew(self.message, until).await.unwrap_or(false);
-        if renewed {
-            self.until.store(until.timestamp(), Ordering::Relaxed);
-        }
+        let Ok(renewed) = self.store.renew(self.message, until).await else { return false };
+        // Whoever has it now does not wait for what was promised to us.
+        let until = if renewed { until } else { Timestamp::UNIX_EPOCH };
+        self.until.store(until.timestamp(), Ordering::Relaxed);
         renewed
     }
 
