@@ -51,6 +51,7 @@ on_every_back_end!(
     any_answer_can_be_recorded,
     a_removed_contact_hears_nothing,
     the_fallback_hears_of_everything_in_one_mail,
+    a_new_fallback_hears_what_the_old_one_did_not,
     nothing_starves_behind_what_fails,
     a_message_that_cannot_be_read_is_given_up,
     a_token_that_cannot_be_read_holds_nobody_up,
@@ -308,6 +309,28 @@ async fn the_fallback_hears_of_everything_in_one_mail<B: Backend>() {
     for key in ["one", "two", "three"] {
         assert!(text.contains(&format!("({key})")), "{text}");
     }
+}
+
+async fn a_new_fallback_hears_what_the_old_one_did_not<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("mistyped@example.org").await;
+    let bot = world.owner("bot", &[]).await;
+    let token = world.token(bot, 90).await;
+    world.on_day(60);
+    world.remind().await;
+    world.fallback("ops@example.org").await;
+    let mut courier = world.courier();
+    let did = world.deliver(&mut courier.deliverer).await;
+    assert_eq!(did, Delivered { sent: 1, cancelled: 1, ..Delivered::default() });
+    assert!(courier.delivered()[0].starts_with("ops@example.org: "), "{:?}", courier.delivered());
+    let mut ledger = world.ledger(token).await;
+    ledger.sort();
+    let expected = [
+        "0: 30d cancelled to mistyped@example.org escalated",
+        "0: 30d sent to ops@example.org escalated",
+        "0: 30d unreachable to nobody",
+    ];
+    assert_eq!(ledger, expected);
 }
 
 async fn nothing_starves_behind_what_fails<B: Backend>() {

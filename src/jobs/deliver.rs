@@ -184,13 +184,19 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
         ids.dedup();
         let facts = self.store.facts(message.contact.id, &ids).await?;
         let now = self.clock.now();
-        let (speaking, mut settled) = judge(&message, &facts, now);
+        let Judged { speaking, mut settled, passed_on } = judge(&message, &facts, now);
+        let to_new_fallback = self.fallback.filter(|fallback| *fallback != message.contact.id);
+        let passed_on = to_new_fallback
+            .into_iter()
+            .flat_map(|fallback| passed_on.iter().map(move |said| said.escalated(fallback, said.reminder.reason)));
+        let passed_on: Vec<NewReminder> = passed_on.collect();
 
         let suppressed = message.contact.suppressed.is_some();
         if speaking.is_empty() || suppressed {
             let why = Reason::Suppressed;
             settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Unreachable, Some(why))));
-            let escalations = self.escalations(&message, &speaking, why, true).await?;
+            let mut escalations = self.escalations(&message, &speaking, why, true).await?;
+            escalations.extend(passed_on);
             let record = Record { delivery: Delivery::Cancelled, settled, suppress: None, escalations };
             return self.record(&message, record, message.lease_until).await;
         }
@@ -219,7 +225,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
         let (now, lease_until) = (self.clock.now(), hold.until());
         let attempt = u32::try_from(message.attempts).unwrap_or_default().saturating_add(1);
         let next = decide(&happened, attempt, now - message.first_claimed_at, rand::random());
-        let record = match next {
+        let mut record = match next {
             Next::Abandon => {
                 tracing::warn!(message = %message.id, "lost the lease on a message before it was handed over");
                 return Ok(Delivered { lost: 1, ..Delivered::default() });
@@ -245,6 +251,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
                 Record { delivery: Delivery::Failed(reply), settled, suppress, escalations }
             }
         };
+        record.escalations.extend(passed_on);
         self.record(&message, record, lease_until).await
     }
 
@@ -270,20 +277,7 @@ impl<S: Store, C: Clock> Deliverer<S, C> {
             let contacts = said.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
             address_at_fault && contacts.iter().any(|contact| *contact != message.contact.id)
         };
-        Ok(unsaid
-            .iter()
-            .filter(|said| !told(said))
-            .map(|said| NewReminder {
-                token: said.reminder.token,
-                generation: said.reminder.claimed.generation,
-                lead: said.reminder.claimed.lead,
-                contact: Some(fallback),
-                expires_at: said.reminder.expires_at,
-                state: ReminderState::Pending,
-                reason: Some(why),
-                escalation: true,
-            })
-            .collect())
+        Ok(unsaid.iter().filter(|said| !told(said)).map(|said| said.escalated(fallback, Some(why))).collect())
     }
 
     /// Records what became of a message. While the store is out of reach it tries again until the lease ends: a message
@@ -354,6 +348,20 @@ impl Said<'_> {
         Settled { token: self.reminder.token, claimed: self.reminder.claimed, state, reason }
     }
 
+    /// The same for the fallback, and why it is told.
+    fn escalated(&self, fallback: ContactId, why: Option<Reason>) -> NewReminder {
+        NewReminder {
+            token: self.reminder.token,
+            generation: self.reminder.claimed.generation,
+            lead: self.reminder.claimed.lead,
+            contact: Some(fallback),
+            expires_at: self.reminder.expires_at,
+            state: ReminderState::Pending,
+            reason: why,
+            escalation: true,
+        }
+    }
+
     fn item(&self, facts: &Facts) -> Option<Item> {
         let (token, owner) = facts.tokens.get(&self.reminder.token)?.clone();
         let why = self.reminder.reason.unwrap_or(Reason::NoContact);
@@ -362,10 +370,19 @@ impl Said<'_> {
     }
 }
 
+/// What a message carries, sorted.
+struct Judged<'a> {
+    /// Still true, and for this contact.
+    speaking: Vec<Said<'a>>,
+    /// What became of the rest.
+    settled: Vec<Settled>,
+    /// Those of the rest that are still true, and for whoever is the fallback now.
+    passed_on: Vec<Said<'a>>,
+}
+
 /// Sorts what a message carries into what is still true and what is not.
-fn judge<'a>(message: &'a ClaimedMessage, facts: &Facts, now: Timestamp) -> (Vec<Said<'a>>, Vec<Settled>) {
-    let mut speaking = Vec::new();
-    let mut settled = Vec::new();
+fn judge<'a>(message: &'a ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged<'a> {
+    let (mut speaking, mut settled, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
     for reminder in &message.reminders {
         let known = facts.tokens.get(&reminder.token);
         let owner = known.map(|(token, _)| token.owner);
@@ -381,12 +398,15 @@ fn judge<'a>(message: &'a ClaimedMessage, facts: &Facts, now: Timestamp) -> (Vec
         let verdict = recheck(reminder.claimed, known.map(|(token, _)| token), now);
         match verdict {
             Verdict::Speak if may_hear => speaking.push(said),
-            Verdict::Speak => settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NoLongerContact))),
+            Verdict::Speak => {
+                settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NoLongerContact)));
+                passed_on.extend(reminder.escalation.then_some(said));
+            }
             Verdict::Superseded(why) => settled.push(said.settled(ReminderState::Superseded, Some(why))),
             Verdict::Cancelled(why) => settled.push(said.settled(ReminderState::Cancelled, Some(why))),
         }
     }
-    (speaking, settled)
+    Judged { speaking, settled, passed_on }
 }
 
 /// A claimed message's lease while it is being sent.
