@@ -153,30 +153,40 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     };
     let mut lines = Vec::new();
     for task in [Task::Expire, Task::Remind] {
-        lines.push((task.name(), planner.pass(task).await?.to_string()));
+        lines.push((task.name(), in_words(planner.pass(task).await?)));
     }
     let mut deliverer = Deliverer::new(store, clock, composer, transport, fallback, planner.holder);
     let delivered = deliver_all(&mut deliverer, &planner.stop).await?;
     let mail_refused = deliverer.is_paused();
-    let said = match (mail_refused, delivered == Delivered::default()) {
+    let delivered = match (mail_refused, delivered == Delivered::default()) {
         (false, _) => delivered.to_string(),
         (true, true) => "waits: mail could not be handed over".to_owned(),
         (true, false) => format!("{delivered}; the rest waits: mail could not be handed over"),
     };
-    lines.push((crate::jobs::deliver::NAME, said));
+    lines.push((crate::jobs::deliver::NAME, delivered));
     deliverer.close().await;
-    lines.push((Task::Purge.name(), planner.pass(Task::Purge).await?.to_string()));
+    lines.push((Task::Purge.name(), in_words(planner.pass(Task::Purge).await?)));
     Ok(OnceReport { lines, mail_refused })
 }
 
-/// Follows the store's clock, where it has one of its own.
+/// What a pass did, in words.
+fn in_words(tally: Option<pass::Tally>) -> String {
+    tally.map_or_else(|| "another process is at it".to_owned(), |tally| tally.to_string())
+}
+
+/// Follows the store's clock, where it has one of its own. An answer that took longer than a second says too little and
+/// is passed over.
 ///
 /// # Errors
 /// When the store cannot be asked.
 pub async fn follow_clock<S: Store>(store: &S, clock: &SystemClock) -> store::Result<()> {
     let before = clock.host();
     let Some(told) = store.clock_reading().await? else { return Ok(()) };
-    let differs = clock.follow(before, told, clock.host());
+    let after = clock.host();
+    if after - before > TimeDelta::seconds(1) {
+        return Ok(());
+    }
+    let differs = clock.follow(before, told, after);
     if differs.abs() > WRONG_CLOCK {
         let seconds = differs.num_seconds();
         tracing::warn!(seconds, "this host's clock differs from the database's, which is followed");

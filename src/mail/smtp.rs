@@ -80,14 +80,6 @@ impl Default for Timeouts {
     }
 }
 
-impl Timeouts {
-    /// The longest time that a message is under way between two questions whether it is still ours, or after the last:
-    /// a lease that is renewed with each question must last longer.
-    pub fn longest_without_asking(&self) -> Duration {
-        (self.mail + self.rcpt + self.data).max(self.content + self.dot)
-    }
-}
-
 /// Delivers by SMTP over one connection at a time.
 #[derive(Debug)]
 pub struct Smtp {

@@ -102,13 +102,13 @@ impl<S: Store> Planner<S> {
         }
     }
 
-    /// One pass, if no other process is at it.
-    pub(super) async fn pass(&self, task: Task) -> Result<Tally> {
+    /// One pass; `None` while another process is at it.
+    pub(super) async fn pass(&self, task: Task) -> Result<Option<Tally>> {
         let started = Instant::now();
         let mut tally = Tally::default();
         let Some(lease) = self.store.lease(task.name(), self.holder, self.clock.now()).await? else {
             tracing::debug!("another process does this job now");
-            return Ok(tally);
+            return Ok(None);
         };
         let result = self.steps(task, &lease, &mut tally).await;
         let report = tally.to_string();
@@ -123,7 +123,7 @@ impl<S: Store> Planner<S> {
         } else {
             tracing::info!(millis, %report, "pass finished");
         }
-        Ok(tally)
+        Ok(Some(tally))
     }
 
     async fn steps(&self, task: Task, lease: &Lease, tally: &mut Tally) -> Result<()> {

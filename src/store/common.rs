@@ -34,6 +34,9 @@ macro_rules! common_operations {
                 if added.rows_affected() == 0 {
                     return Err(Error::Exists { what: "owner", name: owner.key.clone() });
                 }
+                // In one order, so that two owners with the same contacts never wait for each other in a circle.
+                let mut contacts: Vec<&NewContact> = contacts.iter().collect();
+                contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
                 for contact in contacts {
                     link(&mut tx, owner.id, contact, now).await?;
                 }
