@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use crate::clock::Timestamp;
 use crate::policy::{Deadline, is_another_deadline, must_be_planned};
-use crate::token::{Kind, Secret, Status, Token, TokenId};
+use crate::token::{Kind, Owner, Secret, Status, Token, TokenId};
 
 /// What a change makes of a token.
 #[derive(Clone, Debug)]
@@ -153,6 +153,78 @@ pub fn revoke(token: &Token, now: Timestamp) -> Result<Changed, Refused> {
     Ok(Changed { token, successor: None })
 }
 
+/// What a list says of a token that lives elsewhere.
+#[derive(Clone, Debug)]
+pub struct Watched {
+    /// What it is for.
+    pub description: String,
+    /// When it was made.
+    pub created_at: Option<Timestamp>,
+    /// Its deadline, which may lie in the past.
+    pub expires_at: Option<Timestamp>,
+    /// When it was last used.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A token that is seen in a list for the first time.
+pub fn import_new(owner: &Owner, source: &str, external_id: &str, watched: &Watched, now: Timestamp) -> Token {
+    let created_at = watched.created_at.unwrap_or(now).min(now);
+    let mut token = Token {
+        id: TokenId::new(owner.id.bucket(), now),
+        owner: owner.id,
+        kind: Kind::Additional,
+        description: watched.description.clone(),
+        scopes: Vec::new(),
+        issued: false,
+        external_id: Some(external_id.to_owned()),
+        source: Some(source.to_owned()),
+        hint: None,
+        created_at,
+        expires_at: watched.expires_at,
+        deadline_set_at: created_at,
+        generation: 0,
+        unplanned: false,
+        last_used_at: watched.last_used_at,
+        status: if watched.revoked_at.is_some() { Status::Revoked } else { Status::Active },
+        ended_at: watched.revoked_at,
+        replaced_by: None,
+    };
+    if token.status == Status::Active {
+        mark_unplanned(&mut token, now);
+    }
+    token
+}
+
+/// A token that is seen in a list again. One that was renewed elsewhere is active again; the list is right.
+pub fn import_again(token: &Token, watched: &Watched, now: Timestamp) -> Token {
+    let mut token = token.clone();
+    token.description.clone_from(&watched.description);
+    token.last_used_at = token.last_used_at.max(watched.last_used_at);
+    if let Some(revoked_at) = watched.revoked_at {
+        if token.status != Status::Revoked {
+            token.status = Status::Revoked;
+            token.ended_at = Some(revoked_at);
+            token.unplanned = false;
+        }
+        return token;
+    }
+    let ahead = watched.expires_at.is_none_or(|expires_at| expires_at > now);
+    if token.status != Status::Active && ahead {
+        // What was said of its end is no longer true, so this counts as another deadline, however near the old one.
+        token.status = Status::Active;
+        token.ended_at = None;
+        token.generation = token.generation.saturating_add(1);
+        token.deadline_set_at = now;
+        token.expires_at = watched.expires_at;
+        mark_unplanned(&mut token, now);
+    } else if token.status == Status::Active && token.expires_at != watched.expires_at {
+        set_deadline(&mut token, watched.expires_at, now);
+    }
+    token
+}
+
 /// Sets a token's deadline: counts a new generation where it is another deadline, and marks what must be planned.
 pub fn set_deadline(token: &mut Token, expires_at: Option<Timestamp>, now: Timestamp) {
     if is_another_deadline(token.expires_at, expires_at) {
@@ -217,6 +289,7 @@ mod tests {
             scopes: vec!["repo:read".into()],
             issued: true,
             external_id: None,
+            source: None,
             hint: Some("x7Qa".into()),
             created_at: at(0),
             expires_at,

@@ -4,11 +4,15 @@
 //! or configuration.
 
 mod demo;
-mod expires;
+mod import;
+mod listing;
+
 mod lookup;
 mod output;
 mod owner;
 mod run;
+mod show_config;
+mod status;
 mod token;
 mod verify;
 
@@ -17,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::clock::SystemClock;
 use crate::config::{self, Settings};
@@ -48,15 +52,52 @@ enum Command {
     /// Owners and their contacts
     #[command(subcommand)]
     Owner(OwnerCommand),
-    /// Tokens: create, edit, rotate, revoke, list, verify
+    /// Tokens: create, edit, rotate, revoke, list, import, verify
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Show what the jobs did last, and what waits
+    Status(status::Status),
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 enum OwnerCommand {
     /// Add an owner and its primary token, whose secret is shown once
     Add(owner::Add),
+    /// List owners
+    List(owner::List),
+    /// Show an owner, its contacts and its next deadline
+    Show(owner::Show),
+    /// Change what an owner is called in mails
+    Rename(owner::Rename),
+    /// Remove an owner and its tokens
+    Remove(owner::Remove),
+    /// Who is told of an owner's deadlines
+    #[command(subcommand)]
+    Contact(ContactCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ContactCommand {
+    /// Let an address speak for an owner; it may speak for many
+    Add(owner::contact::Add),
+    /// Let an address speak for an owner no longer
+    Remove(owner::contact::Remove),
+    /// List the contacts of an owner
+    List(owner::contact::List),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print every key, its value, and where it came from; secrets masked
+    Show(listing::FormatArg),
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +114,8 @@ enum TokenCommand {
     List(token::List),
     /// Show a token and all its reminders
     Show(token::Show),
+    /// Watch tokens that were issued elsewhere: import a list of them, again and again
+    Import(import::Import),
     /// Check a secret, read from standard input: exit status 0 and the token, or 1 and the reason
     Verify(Verify),
 }
@@ -123,6 +166,10 @@ fn dispatch(arguments: Arguments) -> Outcome {
     let result = runtime.block_on(async {
         let command = match arguments.command {
             Command::Demo(demo) => return demo.run().await,
+            Command::Config(ConfigCommand::Show(format)) => {
+                return show_config::run(arguments.config.as_deref(), format);
+            }
+            Command::Completions { shell } => return completions(shell),
             command => command,
         };
         let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -143,21 +190,38 @@ fn dispatch(arguments: Arguments) -> Outcome {
     result
 }
 
+/// Prints a completion script, made from the same definitions as the parser.
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "lapsed", &mut script);
+    output::print(&String::from_utf8_lossy(&script))?;
+    Ok(())
+}
+
 impl Command {
     async fn run<S: Store>(self, store: S, settings: &Settings) -> Outcome {
         let clock = Arc::new(SystemClock::default());
         service::follow_clock(&store, &clock).await?;
         let result = match self {
-            // Needs no store of the configuration; dispatched before one is opened.
-            Self::Demo(demo) => demo.run().await,
+            // These need no store of the configuration, and are dispatched before one is opened.
+            Self::Demo(_) | Self::Config(_) | Self::Completions { .. } => Ok(()),
+            Self::Status(status) => status.run(&store, &*clock).await,
             Self::Run(run) => run.run(store.clone(), clock, settings).await,
             Self::Owner(OwnerCommand::Add(add)) => add.run(&store, &*clock).await,
+            Self::Owner(OwnerCommand::List(list)) => list.run(&store, &*clock).await,
+            Self::Owner(OwnerCommand::Show(show)) => show.run(&store, &*clock).await,
+            Self::Owner(OwnerCommand::Rename(rename)) => rename.run(&store).await,
+            Self::Owner(OwnerCommand::Remove(remove)) => remove.run(&store, &*clock).await,
+            Self::Owner(OwnerCommand::Contact(ContactCommand::Add(add))) => add.run(&store, &*clock).await,
+            Self::Owner(OwnerCommand::Contact(ContactCommand::Remove(remove))) => remove.run(&store).await,
+            Self::Owner(OwnerCommand::Contact(ContactCommand::List(list))) => list.run(&store).await,
             Self::Token(TokenCommand::Create(create)) => create.run(&store, &*clock).await,
             Self::Token(TokenCommand::Edit(edit)) => edit.run(&store, &*clock).await,
             Self::Token(TokenCommand::Rotate(rotate)) => rotate.run(&store, &*clock).await,
             Self::Token(TokenCommand::Revoke(revoke)) => revoke.run(&store, &*clock).await,
             Self::Token(TokenCommand::List(list)) => list.run(&store, &*clock).await,
             Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Import(import)) => import.run(&store, &*clock).await,
             Self::Token(TokenCommand::Verify(Verify {})) => verify::run(&store, &*clock).await,
         };
         // What is still on its way to the disk has had its time: a use that `verify` could not record must not keep it.

@@ -219,5 +219,35 @@ fn load_from(
     }
 }
 
+/// A key of the configuration, as it is in force.
+#[derive(Debug, Clone)]
+pub struct InForce {
+    /// The dotted key.
+    pub key: String,
+    /// Its value, with passwords masked.
+    pub text: String,
+    /// Where it came from.
+    pub origin: String,
+}
+
+/// Every key with its value and where it came from.
+///
+/// # Errors
+/// As [`load`].
+pub fn origins(file: Option<&Path>) -> Result<Vec<InForce>, Invalid> {
+    load(file)?;
+    let mut problems = Vec::new();
+    let values = layers::merged(file, Path::new(SYSTEM_FILE), std::env::vars_os(), &mut problems);
+    let values = values.ok_or(Invalid { problems })?;
+    Ok(values
+        .into_iter()
+        .map(|(key, value)| InForce {
+            text: reader::in_force(&key, &value),
+            origin: value.origin().unwrap_or("unknown origin").to_owned(),
+            key,
+        })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,7 @@
 pub mod accounts;
 mod common;
 mod error;
+pub mod imports;
 pub mod jobs;
 pub mod outbox;
 pub mod planning;
@@ -26,6 +27,7 @@ use chrono::{DateTime, Utc};
 
 pub use accounts::Accounts;
 pub use error::Error;
+pub use imports::Imports;
 pub use jobs::Jobs;
 pub use outbox::Outbox;
 pub use planning::Planning;
@@ -36,7 +38,7 @@ pub use sqlite::Sqlite;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
-pub trait Store: Accounts + Planning + Outbox + Jobs + Clone + Send + Sync + 'static {
+pub trait Store: Accounts + Imports + Planning + Outbox + Jobs + Clone + Send + Sync + 'static {
     /// What the store's own clock says; `None` where it is the host's.
     ///
     /// # Errors

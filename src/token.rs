@@ -125,6 +125,8 @@ pub struct Token {
     pub issued: bool,
     /// Its name where it was imported from.
     pub external_id: Option<String>,
+    /// Which list it was imported from.
+    pub source: Option<String>,
     /// The last four characters of its secret.
     pub hint: Option<String>,
     /// When it was made.

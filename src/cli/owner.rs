@@ -1,12 +1,22 @@
 //! `lapsed owner`
 
+pub mod contact;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
 use chrono_tz::Tz;
 use clap::Args;
 
-use super::{Outcome, output};
+use super::listing::{Fields, FormatArg, Listing};
+use super::{Outcome, lookup, output};
 use crate::clock::Clock;
 use crate::store::Store;
+use crate::store::accounts::{OwnerSummary, TokenFilter, TokenOrder};
 use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Status, Token, TokenId, text};
+
+/// How many owners are read at once.
+const PAGE: u32 = 1_000;
 
 /// `lapsed owner add`
 #[derive(Debug, Args)]
@@ -48,6 +58,142 @@ impl Add {
     }
 }
 
+/// `lapsed owner list`
+#[derive(Debug, Args)]
+pub struct List {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+impl List {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let mut listing = Listing::new(self.format, &["ID", "KEY", "NAME", "TIME ZONE", "CONTACTS", "ACTIVE TOKENS"]);
+        let mut after = None;
+        loop {
+            let page = store.list_owners(after, clock.now(), PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.owner.id);
+            for summary in &page {
+                listing.row(|| fields(summary), || row(summary))?;
+            }
+        }
+        listing.end("There are no owners. `lapsed owner add` makes one, `lapsed token import` many.")?;
+        Ok(())
+    }
+}
+
+fn fields(summary: &OwnerSummary) -> Fields {
+    let owner = &summary.owner;
+    vec![
+        ("id", owner.id.to_string().into()),
+        ("key", owner.key.clone().into()),
+        ("name", owner.name.clone().into()),
+        ("time_zone", owner.time_zone.name().into()),
+        ("locale", owner.locale.clone().into()),
+        ("contacts", summary.contacts.into()),
+        ("active_tokens", summary.active_tokens.into()),
+    ]
+}
+
+fn row(summary: &OwnerSummary) -> Vec<String> {
+    let owner = &summary.owner;
+    let (contacts, tokens) = (summary.contacts.to_string(), summary.active_tokens.to_string());
+    vec![owner.id.short(), owner.key.clone(), owner.name.clone(), owner.time_zone.name().into(), contacts, tokens]
+}
+
+/// `lapsed owner show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Its key or id, or the address of a contact
+    owner: String,
+}
+
+impl Show {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        let contacts = store.contacts_of(owner.id).await?;
+        let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
+        let filter = TokenFilter { owner: Some(owner.id), ..TokenFilter::default() };
+        let now = clock.now();
+        let mut next = None;
+        store
+            .each_token(&filter, TokenOrder::Expires, now, |token, _| {
+                let status = match (token.status, token.validity(now)) {
+                    (Status::Active, Err(why)) => why.as_str(),
+                    (status, _) => status.as_str(),
+                };
+                if next.is_none() && status == Status::Active.as_str() {
+                    next = token.expires_at;
+                }
+                *counts.entry(status).or_default() += 1;
+                ControlFlow::Continue(())
+            })
+            .await?;
+        let tokens: Vec<String> = counts.iter().map(|(status, count)| format!("{count} {status}")).collect();
+        let mut rows = vec![
+            ("owner", owner.id.to_string()),
+            ("key", owner.key.clone()),
+            ("name", owner.name.clone()),
+            ("time zone", owner.time_zone.name().to_owned()),
+            ("locale", owner.locale.clone()),
+            ("tokens", if tokens.is_empty() { "none".into() } else { tokens.join(", ") }),
+        ];
+        if next.is_some() {
+            rows.push(("next deadline", output::deadline(next, now, owner.time_zone)));
+        }
+        if contacts.is_empty() {
+            rows.push(("contact", "none: nobody can be told".into()));
+        }
+        rows.extend(contacts.iter().map(|contact| ("contact", contact::described(contact, owner.time_zone))));
+        output::print(&output::facts(&rows))?;
+        Ok(())
+    }
+}
+
+/// `lapsed owner rename`
+#[derive(Debug, Args)]
+pub struct Rename {
+    /// Its key or id, or the address of a contact
+    owner: String,
+    /// What the owner is called in mails from now on
+    #[arg(value_parser = text::name)]
+    name: String,
+}
+
+impl Rename {
+    pub(super) async fn run<S: Store>(self, store: &S) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        store.rename_owner(owner.id, &self.name).await?;
+        output::print(&output::facts(&[("key", owner.key), ("was", owner.name), ("name", self.name)]))?;
+        Ok(())
+    }
+}
+
+/// `lapsed owner remove`
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Its key or id, or the address of a contact
+    owner: String,
+    /// Remove its active tokens with it: their secrets are refused from now on
+    #[arg(long)]
+    revoke_tokens: bool,
+}
+
+impl Remove {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        match store.remove_owner(owner.id, self.revoke_tokens, clock.now()).await? {
+            Ok(()) => output::print(&output::facts(&[("removed", owner.key)]))?,
+            Err(active) => {
+                let problem =
+                    format!("{} has active tokens ({active}); to end them with it, add --revoke-tokens", owner.key);
+                return Err(anyhow::anyhow!(problem).into());
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A token that is made now and never expires.
 pub(super) fn new_token(
     owner: &Owner,
@@ -64,6 +210,7 @@ pub(super) fn new_token(
         scopes: Vec::new(),
         issued: true,
         external_id: None,
+        source: None,
         hint: Some(secret.hint()),
         created_at: now,
         expires_at: None,

@@ -1,20 +1,21 @@
 //! `lapsed token`
 
+use std::ops::ControlFlow;
+
 use chrono::TimeDelta;
 use clap::Args;
+use serde_json::Value;
 
-use super::expires::Expires;
-use super::{Failure, Outcome, lookup, output, owner};
+use super::listing::{Fields, FormatArg, Listing};
+use super::{Failure, Outcome, listing, lookup, output, owner};
 use crate::change;
 use crate::clock::{Clock, Timestamp};
 use crate::config::parse_duration;
+use crate::expires::Expires;
 use crate::mail::when;
 use crate::store::Store;
-use crate::store::accounts::ReminderRecord;
+use crate::store::accounts::{ReminderRecord, TokenFilter, TokenOrder};
 use crate::token::{Address, Kind, Owner, Secret, Status, Token, text};
-
-/// How many tokens are read at once.
-const PAGE: u32 = 1_000;
 
 /// `lapsed token create`
 #[derive(Debug, Args)]
@@ -140,6 +141,24 @@ pub struct List {
     /// Only the tokens of this owner: its key or id, or the address of a contact
     #[arg(long, value_name = "OWNER")]
     owner: Option<String>,
+    /// Only those that are active, expired or revoked now
+    #[arg(long, value_name = "STATUS", value_parser = status)]
+    status: Option<Status>,
+    /// Only those that were imported from this source
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Only active ones that expire within this time, such as 30d
+    #[arg(long, value_name = "SPAN", value_parser = parse_duration)]
+    expiring_within: Option<TimeDelta>,
+    /// In which order
+    #[arg(long, value_enum, default_value_t)]
+    sort: TokenOrder,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+fn status(text: &str) -> Result<Status, String> {
+    text.parse().map_err(|()| "a status is active, expired or revoked".to_owned())
 }
 
 impl List {
@@ -149,42 +168,61 @@ impl List {
             Some(text) => Some(lookup::owner(store, text).await?.id),
             None => None,
         };
-        let mut tokens: Vec<(Token, String)> = Vec::new();
-        loop {
-            let after = tokens.last().map(|(token, _)| token.id);
-            let page = store.list_tokens(owner, after, PAGE).await?;
-            let last = page.len() < PAGE as usize;
-            tokens.extend(page);
-            if last {
-                break;
-            }
-        }
-        // Active ones first, by deadline; what never expires comes after what does.
-        tokens.sort_by_key(|(token, key)| {
-            let ended = token.status != Status::Active || token.validity(now).is_err();
-            (ended, token.expires_at.is_none(), token.expires_at, key.clone(), token.created_at)
-        });
-        if tokens.is_empty() {
-            output::say("There are no tokens. `lapsed owner add` makes an owner and its first one.");
-            return Ok(());
-        }
-        let rows = tokens.iter().map(|(token, key)| row(token, key, now)).collect();
-        output::print(&output::table(&["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""], rows))?;
+        let within = self.expiring_within.map(|span| now.checked_add_signed(span).unwrap_or(Timestamp::MAX_UTC));
+        let filter = TokenFilter { owner, status: self.status, source: self.source.clone(), expiring_before: within };
+        let mut listing =
+            Listing::new(self.format, &["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""]);
+        let mut written = Ok(());
+        store
+            .each_token(&filter, self.sort, now, |token, key| {
+                written = listing.row(|| fields(&token, &key, now), || row(&token, &key, now));
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
+            .await?;
+        written?;
+        let filtered = self.owner.is_some() || self.status.is_some() || self.source.is_some() || within.is_some();
+        listing.end(match filtered {
+            true => "No token fits.",
+            false => "There are no tokens. `lapsed owner add` makes an owner and its first one.",
+        })?;
         Ok(())
     }
 }
 
+/// What the token is now, whether or not the daemon has marked it yet.
+fn status_now(token: &Token, now: Timestamp) -> &'static str {
+    match (token.status, token.validity(now)) {
+        (Status::Active, Err(why)) => why.as_str(),
+        (status, _) => status.as_str(),
+    }
+}
+
+fn fields(token: &Token, owner_key: &str, now: Timestamp) -> Fields {
+    let text = |text: Option<String>| text.map_or(Value::Null, Value::String);
+    vec![
+        ("id", token.id.to_string().into()),
+        ("owner", owner_key.into()),
+        ("kind", token.kind.as_str().into()),
+        ("description", token.description.clone().into()),
+        ("scopes", token.scopes.clone().into()),
+        ("status", status_now(token, now).into()),
+        ("expires_at", listing::instant(token.expires_at)),
+        ("created_at", listing::instant(Some(token.created_at))),
+        ("last_used_at", listing::instant(token.last_used_at)),
+        ("ended_at", listing::instant(token.ended_at)),
+        ("replaced_by", text(token.replaced_by.map(|id| id.to_string()))),
+        ("source", text(token.source.clone())),
+        ("external_id", text(token.external_id.clone())),
+    ]
+}
+
 fn row(token: &Token, owner_key: &str, now: Timestamp) -> Vec<String> {
-    let status = match (token.status, token.validity(now)) {
-        (Status::Active, Err(why)) => why.to_string(),
-        (status, _) => status.to_string(),
-    };
     let (at, phrase) = match token.expires_at {
         Some(at) => (at.format("%Y-%m-%d %H:%M:%S").to_string(), when::day_phrase(at, now, chrono_tz::UTC).to_string()),
         None => ("never".into(), String::new()),
     };
     let phrase = if token.status == Status::Revoked { String::new() } else { phrase };
-    let kind = token.kind.to_string();
+    let (kind, status) = (token.kind.to_string(), status_now(token, now).to_owned());
     vec![token.id.short(), owner_key.to_owned(), kind, token.description.clone(), status, at, phrase]
 }
 

@@ -34,6 +34,11 @@ impl std::error::Error for Invalid {}
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Reported;
 
+/// A value in the form of the configuration file, with a password masked.
+pub(super) fn in_force(key: &str, value: &Value) -> String {
+    if key == "store.url" { format!("{:?}", masked_url(&value.kind.to_string())) } else { shown(value) }
+}
+
 /// The merged values, and the problems so far.
 pub(super) struct Reader {
     values: BTreeMap<String, Value>,
@@ -56,11 +61,9 @@ impl Reader {
     /// Writes down that the value of `key` is wrong, and why.
     pub(super) fn report(&mut self, key: &str, why: impl fmt::Display) -> Reported {
         let problem = match self.values.get(key) {
-            Some(value) => format!(
-                "{key} = {} ({}): {why}",
-                if key == "store.url" { format!("{:?}", masked_url(&value.kind.to_string())) } else { shown(value) },
-                value.origin().unwrap_or("unknown origin")
-            ),
+            Some(value) => {
+                format!("{key} = {} ({}): {why}", in_force(key, value), value.origin().unwrap_or("unknown origin"))
+            }
             None => format!("{key}: {why}"),
         };
         self.problems.push(problem);

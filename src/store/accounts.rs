@@ -1,6 +1,7 @@
 //! What people do: owners, contacts and tokens are made, changed, listed and verified.
 
 use std::future::Future;
+use std::ops::ControlFlow;
 
 use chrono_tz::Tz;
 
@@ -9,7 +10,7 @@ use crate::change::{Changed, Refused};
 use crate::clock::Timestamp;
 use crate::policy::Lead;
 use crate::token::{
-    Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SecretHash, Token, TokenId, words,
+    Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SecretHash, Status, Token, TokenId, words,
 };
 
 /// A contact to be made or found by its address.
@@ -181,6 +182,54 @@ pub trait Accounts {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<(Token, String)>>> + Send;
 
+    /// Hands tokens and their owners' keys to `visit`, one by one, until it says stop. Memory does not grow with their
+    /// number.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn each_token(
+        &self,
+        filter: &TokenFilter,
+        order: TokenOrder,
+        now: Timestamp,
+        visit: impl FnMut(Token, String) -> ControlFlow<()> + Send,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// How many tokens there are, by status. Counts them all: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn token_counts(&self) -> impl Future<Output = Result<Vec<TokenCount>>> + Send;
+
+    /// A page of owners, in the order of bucket and id: those after `after`, `limit` at most.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn list_owners(
+        &self,
+        after: Option<OwnerId>,
+        now: Timestamp,
+        limit: u32,
+    ) -> impl Future<Output = Result<Vec<OwnerSummary>>> + Send;
+
+    /// Changes what an owner is called.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn rename_owner(&self, owner: OwnerId, name: &str) -> impl Future<Output = Result<()>> + Send;
+
+    /// Removes an owner, its tokens, and who speaks for it. The ledger keeps what was sent. Unless `with_active`, it is
+    /// refused while tokens are active; the answer is how many are.
+    ///
+    /// # Errors
+    /// When the store fails, with nothing removed.
+    fn remove_owner(
+        &self,
+        owner: OwnerId,
+        with_active: bool,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<std::result::Result<(), u64>>> + Send;
+
     /// The token with this secret, whatever its status.
     ///
     /// # Errors
@@ -204,3 +253,44 @@ pub trait Accounts {
     /// When the store fails.
     fn history(&self, token: TokenId) -> impl Future<Output = Result<Vec<ReminderRecord>>> + Send;
 }
+
+/// An owner, and how many contacts and active tokens it has.
+#[derive(Clone, Debug)]
+pub struct OwnerSummary {
+    /// The owner.
+    pub owner: Owner,
+    /// Contacts, suppressed ones too.
+    pub contacts: u64,
+    /// Tokens that are honoured, or would be if they had a secret.
+    pub active_tokens: u64,
+}
+
+/// Which tokens to list.
+#[derive(Clone, Debug, Default)]
+pub struct TokenFilter {
+    /// Only those of this owner.
+    pub owner: Option<OwnerId>,
+    /// Only those that are this now, whether or not the daemon has marked them yet.
+    pub status: Option<Status>,
+    /// Only those that were imported from here.
+    pub source: Option<String>,
+    /// Only active ones whose deadline lies before this instant.
+    pub expiring_before: Option<Timestamp>,
+}
+
+/// In which order to list tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum TokenOrder {
+    /// Active ones first, by deadline; those that never expire after those that do.
+    #[default]
+    Expires,
+    /// Oldest first.
+    Created,
+    /// Longest unused first, never used ones on top.
+    Used,
+    /// By the owner's key.
+    Owner,
+}
+
+/// How many tokens there are in a status.
+pub type TokenCount = (Status, u64);

@@ -4,8 +4,8 @@
 //! SQLite understands `$1`, and [`At`](super::row::At) hides how it keeps instants, so one text serves both. What
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
 
-/// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`, `reader()`
-/// and `is_unique_violation` / `is_foreign_key_violation` from sqlx.
+/// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
+/// `begin_long_read()` and `reader()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
         impl Accounts for $store {
@@ -267,6 +267,159 @@ macro_rules! common_operations {
                 };
                 let rows: Vec<ListedRow> = query.fetch_all(self.reader()).await?;
                 row::all(rows)
+            }
+
+            async fn each_token(
+                &self,
+                filter: &TokenFilter,
+                order: TokenOrder,
+                now: Timestamp,
+                mut visit: impl FnMut(Token, String) -> ControlFlow<()> + Send,
+            ) -> Result<()> {
+                let mut query = QueryBuilder::<$database>::new(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    ", o.key AS owner_key FROM tokens t \
+                     JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
+                     WHERE TRUE"
+                ));
+                if let Some(owner) = filter.owner {
+                    query.push(" AND t.bucket = ").push_bind(owner.bucket().column());
+                    query.push(" AND t.owner_id = ").push_bind(owner.uuid());
+                }
+                if let Some(source) = &filter.source {
+                    query.push(" AND t.source = ").push_bind(source.clone());
+                }
+                if let Some(before) = filter.expiring_before {
+                    query.push(" AND t.status = 'active' AND t.expires_at < ").push_bind(At(before));
+                    query.push(" AND t.expires_at > ").push_bind(At(now));
+                }
+                match filter.status {
+                    Some(Status::Active) => {
+                        query.push(" AND t.status = 'active' AND (t.expires_at IS NULL OR t.expires_at > ");
+                        query.push_bind(At(now)).push(")");
+                    }
+                    Some(Status::Expired) => {
+                        query.push(" AND (t.status = 'expired' OR t.status = 'active' AND t.expires_at <= ");
+                        query.push_bind(At(now)).push(")");
+                    }
+                    Some(Status::Revoked) => {
+                        query.push(" AND t.status = 'revoked'");
+                    }
+                    None => {}
+                }
+                match order {
+                    TokenOrder::Expires => {
+                        query.push(" ORDER BY t.status <> 'active' OR t.expires_at <= ").push_bind(At(now));
+                        query.push(" AND t.expires_at IS NOT NULL, t.expires_at ASC NULLS LAST, t.id");
+                    }
+                    TokenOrder::Created => {
+                        query.push(" ORDER BY t.created_at, t.id");
+                    }
+                    TokenOrder::Used => {
+                        query.push(" ORDER BY t.last_used_at ASC NULLS FIRST, t.created_at, t.id");
+                    }
+                    TokenOrder::Owner => {
+                        query.push(" ORDER BY o.key, t.expires_at ASC NULLS LAST, t.id");
+                    }
+                }
+                let mut tx = self.begin_long_read().await?;
+                let mut rows = query.build_query_as::<ListedRow>().fetch(&mut *tx);
+                while let Some(row) = rows.try_next().await? {
+                    let (token, owner_key) = row.try_into()?;
+                    if visit(token, owner_key).is_break() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+
+            async fn token_counts(&self) -> Result<Vec<TokenCount>> {
+                let rows: Vec<(String, i64)> =
+                    sqlx::query_as("SELECT status, COUNT(*) FROM tokens GROUP BY status ORDER BY status")
+                        .fetch_all(self.reader())
+                        .await?;
+                rows.into_iter().map(row::token_count).collect()
+            }
+
+            async fn list_owners(
+                &self,
+                after: Option<OwnerId>,
+                now: Timestamp,
+                limit: u32,
+            ) -> Result<Vec<OwnerSummary>> {
+                let bucket = after.map_or(-1, |after| after.bucket().column());
+                let rows: Vec<SummaryRow> = sqlx::query_as(
+                    "SELECT o.id, o.key, o.name, o.time_zone, o.locale, \
+                            (SELECT COUNT(*) FROM owner_contacts c WHERE c.bucket = o.bucket AND c.owner_id = o.id) \
+                                AS contacts, \
+                            (SELECT COUNT(*) FROM tokens t WHERE t.bucket = o.bucket AND t.owner_id = o.id \
+                             AND t.status = 'active' AND (t.expires_at IS NULL OR t.expires_at > $4)) AS active_tokens \
+                     FROM owners o \
+                     WHERE (o.bucket, o.id) > ($1, $2) AND o.key <> ':system' \
+                     ORDER BY o.bucket, o.id \
+                     LIMIT $3",
+                )
+                .bind(bucket)
+                .bind(after.map_or_else(Uuid::nil, OwnerId::uuid))
+                .bind(i64::from(limit))
+                .bind(At(now))
+                .fetch_all(self.reader())
+                .await?;
+                row::all(rows)
+            }
+
+            async fn rename_owner(&self, owner: OwnerId, name: &str) -> Result<()> {
+                let mut tx = self.begin().await?;
+                sqlx::query("UPDATE owners SET name = $3 WHERE bucket = $1 AND id = $2")
+                    .bind(owner.bucket().column())
+                    .bind(owner.uuid())
+                    .bind(name)
+                    .execute(&mut *tx)
+                    .await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn remove_owner(
+                &self,
+                owner: OwnerId,
+                with_active: bool,
+                now: Timestamp,
+            ) -> Result<std::result::Result<(), u64>> {
+                let mut tx = self.begin().await?;
+                // The lock keeps a token from being added between the count and the end.
+                sqlx::query(concat!("SELECT id FROM owners WHERE bucket = $1 AND id = $2", $lock))
+                    .bind(owner.bucket().column())
+                    .bind(owner.uuid())
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                let (active,): (i64,) = sqlx::query_as(
+                    "SELECT COUNT(*) FROM tokens \
+                     WHERE bucket = $1 AND owner_id = $2 AND status = 'active' \
+                       AND (expires_at IS NULL OR expires_at > $3)",
+                )
+                .bind(owner.bucket().column())
+                .bind(owner.uuid())
+                .bind(At(now))
+                .fetch_one(&mut *tx)
+                .await?;
+                if active > 0 && !with_active {
+                    return Ok(Err(active.unsigned_abs()));
+                }
+                for statement in [
+                    "DELETE FROM tokens WHERE bucket = $1 AND owner_id = $2",
+                    "DELETE FROM owner_contacts WHERE bucket = $1 AND owner_id = $2",
+                    "DELETE FROM owners WHERE bucket = $1 AND id = $2",
+                ] {
+                    sqlx::query(statement)
+                        .bind(owner.bucket().column())
+                        .bind(owner.uuid())
+                        .execute(&mut *tx)
+                        .await?;
+                }
+                tx.commit().await?;
+                Ok(Ok(()))
             }
 
             async fn token_by_secret(&self, bucket: Bucket, hash: &SecretHash) -> Result<Option<Token>> {

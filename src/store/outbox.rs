@@ -175,6 +175,12 @@ pub trait Outbox {
         now: Timestamp,
     ) -> impl Future<Output = Result<bool>> + Send;
 
+    /// When the oldest message was opened that still waits. Looks at all that wait: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn oldest_waiting(&self) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+
     /// How many messages there are, by state. Counts them all: not for the hot path.
     ///
     /// # Errors
@@ -214,6 +220,10 @@ pub(super) const GIVE_UP_MESSAGE: &str = "UPDATE messages SET state = 'failed', 
 /// Gives up what a message that cannot be read carries.
 pub(super) const GIVE_UP_REMINDERS: &str = "UPDATE reminders SET state = 'failed', settled_at = $3 \
      WHERE bucket = $1 AND message_id = $2 AND state = 'pending'";
+
+/// When the oldest message was opened that still waits.
+pub(super) const OLDEST_WAITING: &str =
+    "SELECT MIN(created_at) FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
 
 /// How many messages there are, by state.
 pub(super) const MESSAGE_COUNTS: &str = "SELECT state, COUNT(*) FROM messages GROUP BY state ORDER BY state";

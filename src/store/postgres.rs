@@ -4,26 +4,31 @@
 //! first waited for its lock. The session's limits on statements, locks and idle transactions make sure that a peer
 //! which dies silently cannot hold anything for ever.
 
+mod imports;
 mod outbox;
 mod planning;
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, Pool, Transaction};
+use sqlx::{Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
-use super::accounts::{Accounts, NewContact, OwnerRef, ReminderRecord};
+use super::accounts::{
+    Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCount, TokenFilter, TokenOrder,
+};
 use super::common::common_operations;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
-use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, TokenRow, token_columns};
+use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns};
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::{DATABASE_TIME, Timestamp};
 use crate::token::{
-    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Token, TokenId,
+    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -75,6 +80,13 @@ impl Postgres {
 
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
         Ok(self.pool.begin().await?)
+    }
+
+    /// For a list of any length: the limit on statements does not hold.
+    async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+        let mut tx = self.pool.begin().await?;
+        tx.execute("SET LOCAL statement_timeout = 0").await?;
+        Ok(tx)
     }
 
     fn reader(&self) -> &PgPool {

@@ -11,7 +11,8 @@ use sqlx::error::BoxDynError;
 use sqlx::{Decode, Encode, FromRow, Postgres, Sqlite, Type};
 use uuid::Uuid;
 
-use super::accounts::ReminderRecord;
+use super::accounts::{OwnerSummary, ReminderRecord, TokenCount};
+use super::imports::Known;
 use super::jobs::JobRecord;
 use super::outbox::{ClaimedMessage, ClaimedReminder, MessageState};
 use super::planning::{Candidate, Facts};
@@ -145,6 +146,7 @@ pub(super) struct TokenRow {
     scopes: String,
     issued: bool,
     external_id: Option<String>,
+    source: Option<String>,
     hint: Option<String>,
     created_at: At,
     expires_at: Option<At>,
@@ -160,8 +162,8 @@ pub(super) struct TokenRow {
 /// The columns of a [`TokenRow`].
 macro_rules! token_columns {
     () => {
-        "t.id, t.owner_id, t.kind, t.description, t.scopes, t.secret_hash IS NOT NULL AS issued, t.external_id, t.hint, \
-         t.created_at, t.expires_at, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
+        "t.id, t.owner_id, t.kind, t.description, t.scopes, t.secret_hash IS NOT NULL AS issued, t.external_id, t.source, \
+         t.hint, t.created_at, t.expires_at, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
          t.ended_at, t.replaced_by"
     };
 }
@@ -179,6 +181,7 @@ impl TryFrom<TokenRow> for Token {
             scopes: row.scopes.split_whitespace().map(str::to_owned).collect(),
             issued: row.issued,
             external_id: row.external_id,
+            source: row.source,
             hint: row.hint,
             created_at: row.created_at.0,
             expires_at: row.expires_at.map(|at| at.0),
@@ -206,6 +209,43 @@ impl TryFrom<ListedRow> for (Token, String) {
 
     fn try_from(row: ListedRow) -> Result<Self> {
         Ok((row.token.try_into()?, row.owner_key))
+    }
+}
+
+/// An owner, and what it has.
+#[derive(FromRow)]
+pub(super) struct SummaryRow {
+    #[sqlx(flatten)]
+    owner: OwnerRow,
+    contacts: i64,
+    active_tokens: i64,
+}
+
+impl TryFrom<SummaryRow> for OwnerSummary {
+    type Error = Error;
+
+    fn try_from(row: SummaryRow) -> Result<Self> {
+        Ok(Self {
+            owner: row.owner.try_into()?,
+            contacts: row.contacts.unsigned_abs(),
+            active_tokens: row.active_tokens.unsigned_abs(),
+        })
+    }
+}
+
+/// A token as an import finds it.
+#[derive(FromRow)]
+pub(super) struct KnownRow {
+    #[sqlx(flatten)]
+    token: TokenRow,
+    import_run: Option<Uuid>,
+}
+
+impl TryFrom<KnownRow> for Known {
+    type Error = Error;
+
+    fn try_from(row: KnownRow) -> Result<Self> {
+        Ok(Self { token: row.token.try_into()?, run: row.import_run })
     }
 }
 
@@ -436,6 +476,12 @@ impl From<JobRow> for JobRecord {
             lease_until: row.lease_until.0,
         }
     }
+}
+
+/// A token status and how many there are.
+pub(super) fn token_count((status, count): (String, i64)) -> Result<TokenCount> {
+    let status = word("tokens", "status", Uuid::nil(), &status)?;
+    Ok((status, count.unsigned_abs()))
 }
 
 /// A message state and how many there are.

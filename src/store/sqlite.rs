@@ -4,30 +4,35 @@
 //! then writes fails at once when another process wrote in between, whatever the busy timeout. `synchronous = FULL`
 //! makes a commit survive a power cut. The file is made readable by its owner alone.
 
+mod imports;
 mod outbox;
 mod planning;
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Pool, Transaction};
+use sqlx::{ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
-use super::accounts::{Accounts, NewContact, OwnerRef, ReminderRecord};
+use super::accounts::{
+    Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCount, TokenFilter, TokenOrder,
+};
 use super::common::common_operations;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
-use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, TokenRow, token_columns};
+use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns};
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::Timestamp;
 use crate::token::{
-    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Token, TokenId,
+    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
@@ -95,6 +100,11 @@ impl Sqlite {
 
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// For a list of any length.
+    async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+        Ok(self.readers.begin().await?)
     }
 
     fn reader(&self) -> &SqlitePool {

@@ -252,6 +252,7 @@ pub fn new_token(
         scopes: vec!["repo:read".into()],
         issued: true,
         external_id: None,
+        source: None,
         hint: Some(secret.hint()),
         created_at,
         expires_at,

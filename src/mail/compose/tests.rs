@@ -41,6 +41,7 @@ fn item(number: u128, description: &str, expires_at: Timestamp) -> Item {
         scopes: vec!["repo:read".into(), "repo:write".into()],
         issued: true,
         external_id: None,
+        source: None,
         hint: Some("x7Qa".into()),
         created_at: now() - TimeDelta::days(83),
         expires_at: Some(expires_at),

@@ -8,8 +8,8 @@ use super::planning::write_reminders;
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, MESSAGE_COUNTS, MessageCount, Outbox, QUEUE, Queue, RECORD,
-    RENEW, Record, SUPPRESS, Settled,
+    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING, Outbox, QUEUE,
+    Queue, RECORD, RENEW, Record, SUPPRESS, Settled,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::Bucket;
@@ -150,6 +150,11 @@ impl Outbox for Postgres {
         write_reminders(&mut tx, &record.escalations, now, now).await?;
         tx.commit().await?;
         Ok(true)
+    }
+
+    async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
+        let (oldest,): (Option<At>,) = sqlx::query_as(OLDEST_WAITING).fetch_one(&self.pool).await?;
+        Ok(oldest.map(|at| at.0))
     }
 
     async fn message_counts(&self) -> Result<Vec<MessageCount>> {

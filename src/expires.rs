@@ -1,4 +1,4 @@
-//! `--expires`: how people write deadlines.
+//! How people write deadlines: in `--expires`, and in the lists that they import.
 
 use std::str::FromStr;
 
@@ -54,11 +54,24 @@ impl FromStr for Expires {
 }
 
 impl Expires {
-    /// The instant that is meant, for an owner in this zone.
+    /// The instant that is meant, for an owner in this zone; it lies ahead.
     ///
     /// # Errors
     /// When it lies in the past or beyond the year 9999.
     pub fn resolve(&self, now: Timestamp, zone: Tz) -> Result<Option<Timestamp>, String> {
+        match self.instant(now, zone)? {
+            Some(deadline) if deadline <= now => {
+                Err(format!("the deadline {} has passed", deadline.format("%Y-%m-%dT%H:%M:%SZ")))
+            }
+            deadline => Ok(deadline),
+        }
+    }
+
+    /// The instant that is meant, for an owner in this zone; it may lie in the past, as that of an imported token may.
+    ///
+    /// # Errors
+    /// When it lies before the year 1970 or beyond the year 9999.
+    pub fn instant(&self, now: Timestamp, zone: Tz) -> Result<Option<Timestamp>, String> {
         let too_far = || format!("the deadline lies beyond {LATEST}; use `never`");
         let deadline = match self {
             Self::Never => return Ok(None),
@@ -66,8 +79,8 @@ impl Expires {
             Self::EndOf(date) => end_of(*date, zone).ok_or_else(too_far)?,
             Self::At(instant) => *instant,
         };
-        if deadline <= now {
-            return Err(format!("the deadline {} has passed", deadline.format("%Y-%m-%dT%H:%M:%SZ")));
+        if deadline < Timestamp::UNIX_EPOCH {
+            return Err("the deadline lies before the year 1970".into());
         }
         let latest: Timestamp = LATEST.parse().map_err(|_| too_far())?;
         if deadline > latest { Err(too_far()) } else { Ok(Some(deadline)) }

@@ -1,0 +1,119 @@
+//! `lapsed owner contact`
+
+use chrono_tz::Tz;
+use clap::Args;
+
+use crate::cli::listing::{Fields, FormatArg, Listing};
+use crate::cli::{Outcome, listing, lookup, output};
+use crate::clock::Clock;
+use crate::store::Store;
+use crate::store::accounts::NewContact;
+use crate::token::{Address, Contact, text};
+
+/// `lapsed owner contact add`
+#[derive(Debug, Args)]
+pub struct Add {
+    /// Whose contact: an owner's key or id, or the address of another contact
+    owner: String,
+    /// The address; one that exists already speaks for this owner, too
+    #[arg(value_name = "ADDR", value_parser = Address::parse)]
+    address: Address,
+    /// A zone for this contact's mails, in the place of the owner's; for an address that is new
+    #[arg(long, value_name = "ZONE", value_parser = text::time_zone)]
+    time_zone: Option<Tz>,
+    /// A language for this contact's mails, in the place of the owner's; for an address that is new
+    #[arg(long, value_name = "TAG", value_parser = text::locale)]
+    locale: Option<String>,
+}
+
+impl Add {
+    pub(in crate::cli) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        let contact = NewContact { address: self.address, time_zone: self.time_zone, locale: self.locale };
+        store.link_contact(owner.id, &contact, clock.now()).await?;
+        output::print(&output::facts(&[("owner", owner.key), ("contact", contact.address.to_string())]))?;
+        Ok(())
+    }
+}
+
+/// `lapsed owner contact remove`
+#[derive(Debug, Args)]
+pub struct Remove {
+    /// Whose contact: an owner's key or id
+    owner: String,
+    /// The address, which goes on speaking for other owners
+    #[arg(value_name = "ADDR", value_parser = Address::parse)]
+    address: Address,
+}
+
+impl Remove {
+    pub(in crate::cli) async fn run<S: Store>(self, store: &S) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        let contacts = store.contacts_of(owner.id).await?;
+        let Some(contact) = contacts.iter().find(|contact| contact.address == self.address) else {
+            let problem = format!(
+                "{} does not speak for {}; `lapsed owner contact list {}` tells who does",
+                self.address, owner.key, owner.key
+            );
+            return Err(anyhow::anyhow!(problem).into());
+        };
+        store.unlink_contact(owner.id, contact.id).await?;
+        output::print(&output::facts(&[("owner", owner.key.clone()), ("removed", self.address.to_string())]))?;
+        if contacts.len() == 1 {
+            output::say(&format!("{} has no contact left: nobody can be told of its deadlines.", owner.key));
+        }
+        Ok(())
+    }
+}
+
+/// `lapsed owner contact list`
+#[derive(Debug, Args)]
+pub struct List {
+    /// Whose contacts: an owner's key or id, or the address of a contact
+    owner: String,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+impl List {
+    pub(in crate::cli) async fn run<S: Store>(self, store: &S) -> Outcome {
+        let owner = lookup::owner(store, &self.owner).await?;
+        let mut listing = Listing::new(self.format, &["ADDRESS", "TIME ZONE", "LOCALE", "SUPPRESSED"]);
+        for contact in store.contacts_of(owner.id).await? {
+            listing.row(|| fields(&contact), || cells(&contact, owner.time_zone))?;
+        }
+        listing.end(&format!("{} has no contact: nobody can be told of its deadlines.", owner.key))?;
+        Ok(())
+    }
+}
+
+fn fields(contact: &Contact) -> Fields {
+    let suppressed = contact.suppressed.as_ref();
+    vec![
+        ("id", contact.id.to_string().into()),
+        ("address", contact.address.as_str().into()),
+        ("time_zone", contact.time_zone.map(|zone| zone.name()).into()),
+        ("locale", contact.locale.clone().into()),
+        ("suppressed_at", listing::instant(suppressed.map(|suppressed| suppressed.at))),
+        ("suppressed_why", suppressed.map(|suppressed| suppressed.why.clone()).into()),
+    ]
+}
+
+fn cells(contact: &Contact, zone: Tz) -> Vec<String> {
+    let own_zone = contact.time_zone.map(|zone| zone.name().to_owned());
+    let locale = contact.locale.clone();
+    let or_owners = |text: Option<String>| text.unwrap_or_else(|| "the owner's".into());
+    vec![contact.address.to_string(), or_owners(own_zone), or_owners(locale), suppressed(contact, zone)]
+}
+
+fn suppressed(contact: &Contact, zone: Tz) -> String {
+    let Some(suppressed) = &contact.suppressed else { return String::new() };
+    format!("since {}: {}", output::instant(suppressed.at, zone), suppressed.why)
+}
+
+/// A contact in one line.
+pub(super) fn described(contact: &Contact, zone: Tz) -> String {
+    let suppressed = suppressed(contact, zone);
+    let gets_nothing = if suppressed.is_empty() { String::new() } else { format!(", gets no mail {suppressed}") };
+    format!("{}{gets_nothing}", contact.address)
+}

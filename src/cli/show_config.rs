@@ -1,0 +1,21 @@
+//! `lapsed config show`: what is in force, and where each value came from.
+
+use std::path::Path;
+
+use super::listing::{FormatArg, Listing};
+use super::{Failure, Outcome};
+use crate::config;
+
+/// Prints every key with its value and its origin; passwords are masked.
+pub(super) fn run(file: Option<&Path>, format: FormatArg) -> Outcome {
+    let values = config::origins(file).map_err(|error| Failure::Usage(error.to_string()))?;
+    let mut listing = Listing::new(format, &["KEY", "VALUE", "FROM"]);
+    for value in values {
+        let (key, text, origin) = (value.key, value.text, value.origin);
+        let fields =
+            || vec![("key", key.clone().into()), ("value", text.clone().into()), ("from", origin.clone().into())];
+        listing.row(fields, || vec![key.clone(), text.clone(), origin.clone()])?;
+    }
+    listing.end("")?;
+    Ok(())
+}

@@ -1,0 +1,263 @@
+//! Imports on PostgreSQL: rows travel as arrays.
+
+use std::collections::{BTreeSet, HashMap};
+
+use sqlx::{Postgres as Pg, Transaction};
+use uuid::Uuid;
+
+use super::Postgres;
+use crate::store::Result;
+use crate::store::imports::{
+    Feed, ImportRow, ImportRun, Imports, Known, Merged, RowOutcome, Unseen, addresses_of, merge, owners_of,
+};
+use crate::store::row::{self, KnownRow, OwnerRow, token_columns};
+use crate::token::{Bucket, ContactId, Owner, OwnerId, Token};
+
+impl Imports for Postgres {
+    async fn import(&self, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
+        let mut tx = self.pool.begin().await?;
+        let outcomes = import_batch(&mut tx, run, rows).await?;
+        tx.commit().await?;
+        Ok(outcomes)
+    }
+
+    async fn import_strictly(&self, run: &ImportRun, feed: &mut impl Feed) -> Result<bool> {
+        let mut tx = self.pool.begin().await?;
+        while let Some(rows) = feed.next().await {
+            let outcomes = import_batch(&mut tx, run, &rows).await?;
+            feed.answer(outcomes);
+        }
+        if feed.is_clean() {
+            tx.commit().await?;
+        }
+        Ok(feed.is_clean())
+    }
+
+    async fn unseen(&self, run: &ImportRun) -> Result<Unseen> {
+        let (active, unseen): (i64, i64) = sqlx::query_as(
+            "SELECT COUNT(*), COUNT(*) FILTER (WHERE import_run IS DISTINCT FROM $2) \
+             FROM tokens \
+             WHERE status = 'active' AND source = $1",
+        )
+        .bind(&run.source)
+        .bind(run.id)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(Unseen { active: active.unsigned_abs(), unseen: unseen.unsigned_abs() })
+    }
+
+    async fn end_unseen(&self, run: &ImportRun, bucket: Bucket) -> Result<u64> {
+        let ended = sqlx::query(
+            "UPDATE tokens SET status = 'revoked', ended_at = $4, unplanned = FALSE \
+             WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS DISTINCT FROM $3",
+        )
+        .bind(bucket.column())
+        .bind(&run.source)
+        .bind(run.id)
+        .bind(run.now)
+        .execute(&self.pool)
+        .await?;
+        Ok(ended.rows_affected())
+    }
+}
+
+async fn import_batch(tx: &mut Transaction<'_, Pg>, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
+    let owners = make_owners(tx, run, rows).await?;
+    link_contacts(tx, run, rows, &owners).await?;
+    let known = find(tx, rows, &owners).await?;
+    let merged = merge(run, rows, &owners, &known);
+    insert(tx, run, &merged.new).await?;
+    let written = update(tx, run, &merged).await?;
+    Ok(merged.outcomes(&written))
+}
+
+/// Makes the owners that do not exist yet, and returns all, by key.
+async fn make_owners(
+    tx: &mut Transaction<'_, Pg>,
+    run: &ImportRun,
+    rows: &[ImportRow],
+) -> Result<HashMap<String, Owner>> {
+    let wanted = owners_of(rows, run.now);
+    let buckets: Vec<i16> = wanted.iter().map(|owner| owner.id.bucket().column()).collect();
+    let keys: Vec<&str> = wanted.iter().map(|owner| owner.key.as_str()).collect();
+    sqlx::query(
+        "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
+         SELECT n.bucket, n.id, n.key, n.key, n.time_zone, n.locale, $6 \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[]) \
+             AS n (bucket, id, key, time_zone, locale) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&buckets)
+    .bind(wanted.iter().map(|owner| owner.id.uuid()).collect::<Vec<_>>())
+    .bind(&keys)
+    .bind(wanted.iter().map(|owner| owner.time_zone.name()).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|owner| owner.locale.as_str()).collect::<Vec<_>>())
+    .bind(run.now)
+    .execute(&mut **tx)
+    .await?;
+    let rows: Vec<OwnerRow> = sqlx::query_as(
+        "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
+         FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, key) \
+         JOIN owners o ON o.bucket = n.bucket AND o.key = n.key",
+    )
+    .bind(&buckets)
+    .bind(&keys)
+    .fetch_all(&mut **tx)
+    .await?;
+    let owners: Vec<Owner> = row::all(rows)?;
+    Ok(owners.into_iter().map(|owner| (owner.key.clone(), owner)).collect())
+}
+
+/// Lets every address of the batch speak for its owner.
+async fn link_contacts(
+    tx: &mut Transaction<'_, Pg>,
+    run: &ImportRun,
+    rows: &[ImportRow],
+    owners: &HashMap<String, Owner>,
+) -> Result<()> {
+    let addresses = addresses_of(rows);
+    if addresses.is_empty() {
+        return Ok(());
+    }
+    let buckets: Vec<i16> = addresses.iter().map(|address| address.bucket().column()).collect();
+    let texts: Vec<&str> = addresses.iter().map(|address| address.as_str()).collect();
+    sqlx::query(
+        "INSERT INTO contacts (bucket, id, address, created_at) \
+         SELECT n.bucket, n.id, n.address, $4 \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::text[]) AS n (bucket, id, address) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(&buckets)
+    .bind(addresses.iter().map(|a| ContactId::new(a.bucket(), run.now).uuid()).collect::<Vec<_>>())
+    .bind(&texts)
+    .bind(run.now)
+    .execute(&mut **tx)
+    .await?;
+    let found: Vec<(String, Uuid)> = sqlx::query_as(
+        "SELECT c.address, c.id \
+         FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, address) \
+         JOIN contacts c ON c.bucket = n.bucket AND c.address = n.address",
+    )
+    .bind(&buckets)
+    .bind(&texts)
+    .fetch_all(&mut **tx)
+    .await?;
+    let ids: HashMap<String, Uuid> = found.into_iter().collect();
+    let mut links: BTreeSet<(i16, Uuid, Uuid)> = BTreeSet::new();
+    for row in rows {
+        let Some(owner) = owners.get(&row.owner_key) else { continue };
+        let contacts = row.addresses.iter().filter_map(|address| ids.get(address.as_str()));
+        links.extend(contacts.map(|contact| (owner.id.bucket().column(), owner.id.uuid(), *contact)));
+    }
+    sqlx::query(
+        "INSERT INTO owner_contacts (bucket, owner_id, contact_id) \
+         SELECT * FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[]) \
+         ON CONFLICT DO NOTHING",
+    )
+    .bind(links.iter().map(|link| link.0).collect::<Vec<_>>())
+    .bind(links.iter().map(|link| link.1).collect::<Vec<_>>())
+    .bind(links.iter().map(|link| link.2).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// The tokens of the batch that are there already, by owner and external id.
+async fn find(
+    tx: &mut Transaction<'_, Pg>,
+    rows: &[ImportRow],
+    owners: &HashMap<String, Owner>,
+) -> Result<HashMap<(OwnerId, String), Known>> {
+    let wanted: Vec<(OwnerId, &str)> = rows
+        .iter()
+        .filter_map(|row| owners.get(&row.owner_key).map(|owner| (owner.id, row.external_id.as_str())))
+        .collect();
+    // Index tokens_external.
+    let rows: Vec<KnownRow> = sqlx::query_as(concat!(
+        "SELECT ",
+        token_columns!(),
+        ", t.import_run \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::text[]) AS n (bucket, owner_id, external_id) \
+         JOIN tokens t ON t.bucket = n.bucket AND t.owner_id = n.owner_id AND t.external_id = n.external_id"
+    ))
+    .bind(wanted.iter().map(|(owner, _)| owner.bucket().column()).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|(owner, _)| owner.uuid()).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|(_, external_id)| *external_id).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    let known: Vec<Known> = row::all(rows)?;
+    let key = |known: Known| known.token.external_id.clone().map(|id| ((known.token.owner, id), known));
+    Ok(known.into_iter().filter_map(key).collect())
+}
+
+async fn insert(tx: &mut Transaction<'_, Pg>, run: &ImportRun, tokens: &[Token]) -> Result<()> {
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO tokens \
+             (bucket, id, owner_id, external_id, description, created_at, expires_at, deadline_set_at, unplanned, \
+              last_used_at, status, ended_at, kind, scopes, generation, source, import_run) \
+         SELECT n.*, 'additional', '', 0, $13, $14 \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::timestamptz[], \
+                     $7::timestamptz[], $8::timestamptz[], $9::boolean[], $10::timestamptz[], $11::text[], \
+                     $12::timestamptz[]) AS n",
+    )
+    .bind(tokens.iter().map(|t| t.id.bucket().column()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.id.uuid()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.owner.uuid()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.external_id.as_deref()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.description.as_str()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.created_at).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.expires_at).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.deadline_set_at).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.unplanned).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.last_used_at).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.status.as_str()).collect::<Vec<_>>())
+    .bind(tokens.iter().map(|t| t.ended_at).collect::<Vec<_>>())
+    .bind(&run.source)
+    .bind(run.id)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Writes the tokens that the run has seen again, where they are still as they were read; returns which.
+async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) -> Result<BTreeSet<Uuid>> {
+    if merged.seen.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let (old, new): (Vec<&Token>, Vec<&Token>) = merged.seen.iter().map(|(old, new)| (old, new)).unzip();
+    let written: Vec<(Uuid,)> = sqlx::query_as(
+        "UPDATE tokens t \
+         SET description = n.description, expires_at = n.expires_at, deadline_set_at = n.deadline_set_at, \
+             generation = n.generation, unplanned = n.unplanned, last_used_at = n.last_used_at, status = n.status, \
+             ended_at = n.ended_at, source = $14, import_run = $15 \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::text[], \
+                     $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::boolean[], $11::timestamptz[], \
+                     $12::text[], $13::timestamptz[]) \
+             AS n (bucket, id, old_generation, old_status, old_expires_at, description, expires_at, deadline_set_at, \
+                   generation, unplanned, last_used_at, status, ended_at) \
+         WHERE t.bucket = n.bucket AND t.id = n.id AND t.generation = n.old_generation AND t.status = n.old_status \
+           AND t.expires_at IS NOT DISTINCT FROM n.old_expires_at \
+         RETURNING t.id",
+    )
+    .bind(old.iter().map(|t| t.id.bucket().column()).collect::<Vec<_>>())
+    .bind(old.iter().map(|t| t.id.uuid()).collect::<Vec<_>>())
+    .bind(old.iter().map(|t| t.generation).collect::<Vec<_>>())
+    .bind(old.iter().map(|t| t.status.as_str()).collect::<Vec<_>>())
+    .bind(old.iter().map(|t| t.expires_at).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.description.as_str()).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.expires_at).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.deadline_set_at).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.generation).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.unplanned).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.last_used_at).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.status.as_str()).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.ended_at).collect::<Vec<_>>())
+    .bind(&run.source)
+    .bind(run.id)
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(written.into_iter().map(|(id,)| id).collect())
+}
