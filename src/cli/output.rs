@@ -101,8 +101,11 @@ pub fn token(token: &Token, owner: &Owner, now: Timestamp) -> Vec<(&'static str,
     rows.push(("status", status));
     rows.push(("expires", deadline(token.expires_at, now, zone)));
     rows.push(("created", instant(token.created_at, zone)));
-    let used = token.last_used_at.map_or_else(|| "never".into(), |at| instant(at, zone));
-    rows.push(("last used", if token.issued { used } else { "not known: it was imported".into() }));
+    let unused = if token.issued { "never" } else { "not known: it was imported" };
+    rows.push(("last used", token.last_used_at.map_or_else(|| unused.into(), |at| instant(at, zone))));
+    if let Some(source) = &token.source {
+        rows.push(("source", source.clone()));
+    }
     if let Some(external_id) = &token.external_id {
         rows.push(("external id", external_id.clone()));
     }
