@@ -50,7 +50,7 @@ pub struct Import {
 impl Import {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
         let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now: clock.now() };
-        let name = self.file.display().to_string();
+        let name = name(&self.file);
         let mut rows = Rows::open(&self.file)?;
         let interrupted = if self.strict {
             let imported = tokio::select! {
@@ -73,7 +73,7 @@ impl Import {
             (None, false) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
             _ => None,
         };
-        report(&count, ended.as_ref().and_then(|ended| ended.as_ref().ok()).copied())?;
+        let reported = report(&count, ended.as_ref().and_then(|ended| ended.as_ref().ok()).copied());
         if interrupted {
             return Err(
                 anyhow!("interrupted: what was counted above is in the store; import the list again to go on").into()
@@ -88,10 +88,17 @@ impl Import {
         if count.refused > 0 {
             let nothing = if self.strict { "; with --strict nothing was imported" } else { "" };
             let pruned = if self.prune { "; nothing was pruned, for the list may not be complete" } else { "" };
-            return Err(anyhow!("{} bad rows in {name}{nothing}{pruned}", count.refused).into());
+            let bad = if count.refused == 1 { "one bad row".into() } else { format!("{} bad rows", count.refused) };
+            return Err(anyhow!("{bad} in {name}{nothing}{pruned}").into());
         }
-        Ok(())
+        // Last, because a reader that has gone away must not make a bad list a success.
+        Ok(reported?)
     }
+}
+
+/// What people call the file.
+fn name(path: &Path) -> String {
+    if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
 }
 
 fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
@@ -189,7 +196,7 @@ impl Rows {
             (Box::new(file), Some(meta.len()))
         };
         let counted = Counted { inner: input, read: read.clone() };
-        let list = List::open(counted).map_err(|error| anyhow!("{} {error}", path.display()))?;
+        let list = List::open(counted).map_err(|error| anyhow!("{} {error}", name(path)))?;
         for column in list.unknown_columns() {
             output::say(&format!("column {column:?} is not known and is ignored"));
         }
