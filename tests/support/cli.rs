@@ -332,6 +332,7 @@ const SHAPES: &[(&str, &str)] = &[
     ("lps_**************************************************", "[secret]"),
     ("xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", "[id]"),
     ("####-##-## ##:##:##", "[instant]"),
+    ("####-##-##T##:##:##Z", "[instant]"),
     ("xxxxxxxxxx", "[short id]"),
 ];
 

@@ -1,0 +1,663 @@
+//! The commands of every day as a user runs them: importing lists, owners and contacts, lists and their formats, and what
+//! the program says of itself. Outputs are compared whole, with ids and instants replaced.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use chrono::TimeDelta;
+use lapsed::clock::{Clock, SystemClock};
+use support::cli::{Place, cells, fact, scrub, short};
+
+/// Mails in a Maildir, and the default lead times.
+const WITH_MAIL: &str = r#"
+    [mail]
+    transport = "maildir"
+    from = "Tokens <tokens@example.org>"
+    [mail.maildir]
+    path = "mail"
+"#;
+
+/// A list with each column, and with two that mean nothing.
+const LIST: &str = "\
+owner,emails,description,expires_at,external_id,created_at,last_used_at,revoked_at,time_zone,colour,shoe size
+alice,alice@example.org;team@example.org,deploy key,2099-01-31,17,2024-05-01T09:00:00Z,2026-01-02,,Asia/Tokyo,red,42
+alice,,\"nightly, backup\",never,18,,,,,,
+bob,Bob@Example.org,registry,2099-03-01T12:00:00+02:00,19,2024-01-01,,2026-02-03T04:05:06Z,,,
+";
+
+/// The same as JSON lines.
+const JSON_LINES: &str = r#"
+{"owner":"alice","emails":["alice@example.org","team@example.org"],"description":"deploy key","expires_at":"2099-01-31","external_id":17,"created_at":"2024-05-01T09:00:00Z","last_used_at":"2026-01-02","time_zone":"Asia/Tokyo"}
+{"owner":"alice","description":"nightly, backup","expires_at":null,"external_id":"18","colour":"red"}
+{"owner":"bob","emails":"Bob@Example.org","description":"registry","expires_at":"2099-03-01T12:00:00+02:00","external_id":19,"created_at":"2024-01-01","revoked_at":"2026-02-03T04:05:06Z"}
+"#;
+
+/// What an import prints.
+fn counts(rows: u32, added: u32, updated: u32, unchanged: u32, bad: u32) -> String {
+    format!("rows       {rows}\nadded      {added}\nupdated    {updated}\nunchanged  {unchanged}\nbad        {bad}\n")
+}
+
+/// The text with ids, instants, and numbers of days and seconds replaced.
+fn plain(text: &str) -> String {
+    let scrubbed = scrub(text);
+    let words: Vec<&str> = scrubbed.split(' ').collect();
+    let count = |at: usize| words[at].bytes().all(|byte| byte.is_ascii_digit()) && !words[at].is_empty();
+    let replaced = |at: usize| match (words[at], words.get(at + 1).copied().unwrap_or_default()) {
+        (_, unit) if count(at) && (unit.starts_with("days") || unit == "s") => "[n]",
+        (word, _) => word,
+    };
+    (0..words.len()).map(replaced).collect::<Vec<_>>().join(" ")
+}
+
+/// The rows of a table, cells parted by bars; widths, which depend on what was replaced, are left out.
+fn rows(table: &str) -> Vec<String> {
+    plain(table).lines().map(|line| cells(line).join(" | ")).collect()
+}
+
+/// The descriptions of a list of tokens, in its order.
+fn described(place: &Place, arguments: &str) -> Vec<String> {
+    let list = place.line(&format!("token list --format json {arguments}")).ok();
+    list.lines().map(|line| json(line)["description"].as_str().expect("a description").to_owned()).collect()
+}
+
+fn json(text: &str) -> serde_json::Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+#[test]
+fn a_list_is_imported_and_importing_it_again_changes_nothing() {
+    let place = Place::new();
+    place.write("list.csv", LIST);
+    let imported = place.line("token import list.csv");
+    assert_eq!(
+        imported.stderr,
+        "column \"colour\" is not known and is ignored\ncolumn \"shoe size\" is not known and is ignored\n"
+    );
+    assert_eq!(imported.ok(), counts(3, 3, 0, 0, 0));
+    assert_eq!(place.line("token import list.csv").ok(), counts(3, 0, 0, 3, 0));
+    // The same list in its other form, and from standard input.
+    assert_eq!(place.run_with(["token", "import", "-"], JSON_LINES).ok(), counts(3, 0, 0, 3, 0));
+    assert_eq!(
+        rows(&place.line("token list").ok()),
+        [
+            "ID | OWNER | KIND | DESCRIPTION | STATUS | EXPIRES (UTC)",
+            "[short id] | alice | additional | deploy key | active | [instant] | in [n] days",
+            "[short id] | alice | additional | nightly, backup | active | never",
+            "[short id] | bob | additional | registry | revoked | [instant]",
+        ]
+    );
+    assert_eq!(place.line("token import list.csv --source other").status, Some(1), "it is watched already");
+    let changed = LIST.replace("deploy key", "deploy key (CI)").replace("2099-03-01", "2099-04-01");
+    assert_eq!(place.run_with(["token", "import", "-"], &changed).ok(), counts(3, 0, 1, 2, 0));
+}
+
+#[test]
+fn json_lines_mean_the_same_as_csv() {
+    let (one, two) = (Place::new(), Place::new());
+    one.run_with(["token", "import", "-"], LIST).ok();
+    two.run_with(["token", "import", "-"], JSON_LINES).ok();
+    for list in ["token list --format csv --sort owner", "owner contact list alice --format csv"] {
+        let sorted = |place: &Place| {
+            let mut lines: Vec<String> = scrub(&place.line(list).ok()).lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(&one), sorted(&two));
+    }
+}
+
+#[test]
+fn an_imported_token_is_watched_and_has_nothing_to_verify() {
+    let place = Place::new();
+    place.run_with(["token", "import", "-", "--source", "forge"], LIST).ok();
+    let id = short_of(&place, "deploy key");
+    let shown = place.run(["token", "show", &id]).ok();
+    let expected = "token        [id]\n\
+                    owner        alice\n\
+                    kind         additional\n\
+                    description  deploy key\n\
+                    status       active\n\
+                    expires      in [n] days, at the end of 31 January 2099 ([instant] JST, [instant] UTC)\n\
+                    created      [instant] JST, [instant] UTC\n\
+                    last used    [instant] JST, [instant] UTC\n\
+                    source       forge\n\
+                    external id  17\n\
+                    \n\
+                    No reminder has been due yet.\n";
+    assert_eq!(plain(&shown), expected);
+    let unused = place.run(["token", "show", &short_of(&place, "nightly, backup")]).ok();
+    assert_eq!(fact(&unused, "last used"), "not known: it was imported");
+    // An imported owner gets a token of ours like any other.
+    let (_, secret) = place.token("alice", "ours", "30d");
+    assert_eq!(fact(&place.verify(&secret).ok(), "owner"), "alice");
+    assert_eq!(described(&place, "--source forge").len(), 3);
+}
+
+fn short_of(place: &Place, description: &str) -> String {
+    let list = place.line("token list --format json").ok();
+    let found = list.lines().map(json).find(|token| token["description"] == description);
+    short(found.expect("the token")["id"].as_str().expect("an id"))
+}
+
+#[test]
+fn bad_rows_are_told_with_line_and_reason_and_the_good_ones_land() {
+    let place = Place::new();
+    let list = "owner,emails,description,expires_at,external_id,created_at\n\
+        carol,carol@example.org,good,2099-01-31,1,\n\
+        carol,carol,bad mail,2099-01-31,2,\n\
+        ,x@example.org,no owner,2099-01-31,3,\n\
+        carol,,,2099-01-31,4,\n\
+        carol,,bad date,2099-02-30,5,\n\
+        carol,,a span,30d,6,\n\
+        carol,,also good,never,7,2020-01-01\n\
+        carol,,made when,2099-01-31,8,yesterday\n\
+        carol,short\n\
+        carol,,twice,2099-01-31,1,\n";
+    place.write("bad.csv", list);
+    let strict = place.line("token import bad.csv --strict");
+    let complaints = [
+        "line 3: emails: \"carol\" is not a mail address: it has no @",
+        "line 4: owner: a key cannot be empty",
+        "line 5: description: a description cannot be empty",
+        "line 6: expires_at: there is no such day; write a date as 2027-01-31",
+        "line 7: expires_at: \"30d\" is not a deadline: write 2027-01-31T09:00:00Z, or 2027-01-31 for the end of that \
+         day, or nothing for never",
+        "line 9: created_at: \"yesterday\" is not an instant such as 2027-01-31T09:00:00Z",
+        "line 10: it has 2 fields, and the header names 6 columns; is a quote or a comma missing?",
+        "line 11: external id \"1\" of owner \"carol\" stands in the list twice; the first row counts",
+    ];
+    let told = |last: &str| format!("{}\n{last}\n", complaints.join("\n"));
+    assert_eq!(strict.stderr, told("lapsed: 8 bad rows in bad.csv; with --strict nothing was imported"));
+    assert_eq!((strict.status, strict.stdout), (Some(1), counts(10, 0, 0, 0, 8)));
+    assert_eq!(place.line("token list").ok(), "");
+    assert_eq!(place.line("owner list").ok(), "");
+
+    let imported = place.line("token import bad.csv");
+    assert_eq!(imported.stderr, told("lapsed: 8 bad rows in bad.csv"));
+    assert_eq!((imported.status, imported.stdout), (Some(1), counts(10, 2, 0, 0, 8)));
+    assert_eq!(described(&place, ""), ["good", "also good"]);
+    // A strict import of a good list.
+    let good: String = list.lines().take(2).map(|line| format!("{line}\n")).collect();
+    let again = place.run_with(["token", "import", "-", "--strict"], &good);
+    assert_eq!(again.ok(), counts(1, 0, 0, 1, 0));
+    // A bad row prunes nothing: the list may not be complete.
+    let pruned = place.run_with(["token", "import", "-", "--prune", "--force"], &(good + "carol,short\n"));
+    assert!(
+        pruned
+            .stderr
+            .ends_with("lapsed: one bad row in standard input; nothing was pruned, for the list may not be complete\n"),
+        "{pruned}"
+    );
+    assert_eq!(described(&place, "--status active").len(), 2);
+}
+
+#[test]
+fn what_a_complete_list_no_longer_has_ends_with_prune() {
+    let place = Place::new();
+    let list = |numbers: std::ops::Range<u32>| {
+        let rows: String = numbers.map(|n| format!("alice,a@example.org,t{n},2099-01-31,{n}\n")).collect();
+        format!("owner,emails,description,expires_at,external_id\n{rows}")
+    };
+    place.write("all.csv", &list(0..20));
+    place.write("one-less.csv", &list(1..20));
+    place.write("half.csv", &list(0..10));
+    place.line("token import all.csv --source forge").ok();
+    place.run_with(["token", "import", "-", "--source", "cloud"], &list(100..110)).ok();
+
+    let refused = place.line("token import half.csv --source forge --prune");
+    assert_eq!((refused.status, &refused.stdout), (Some(1), &counts(10, 0, 0, 10, 0)));
+    assert_eq!(
+        refused.stderr,
+        "lapsed: --prune would end 10 of the 20 active tokens of source \"forge\", more than 10 %: is the list complete? \
+         If it is, add --force\n"
+    );
+    assert_eq!(described(&place, "--status active").len(), 30);
+    let pruned = place.line("token import one-less.csv --source forge --prune").ok();
+    assert_eq!(pruned, counts(19, 0, 0, 19, 0) + "ended      1\n");
+    assert_eq!(described(&place, "--status revoked"), ["t0"]);
+    let pruned = place.line("token import half.csv --source forge --prune --force").ok();
+    assert_eq!(pruned, counts(10, 0, 1, 9, 0) + "ended      10\n", "t0 is back on the list");
+    assert_eq!(described(&place, "--status active --source cloud").len(), 10, "another source is left alone");
+    assert_eq!(described(&place, "--status active --source forge").len(), 10);
+    let complaint = place.line("token import half.csv --force").fails(2);
+    assert!(complaint.contains("--prune"), "{complaint}");
+}
+
+#[test]
+fn reminders_that_are_due_already_are_mailed_whether_or_not_the_daemon_ran_before() {
+    for ran_before in [false, true] {
+        let place = Place::new();
+        place.configure(WITH_MAIL);
+        if ran_before {
+            place.line("run --once").ok();
+        }
+        let in_days = |days: i64| (SystemClock::default().now() + TimeDelta::days(days)).to_rfc3339();
+        let list = |near: String| {
+            format!(
+                "owner,emails,description,expires_at,external_id,created_at\n\
+                 alice,alice@example.org,far,{},1,2020-01-01\n\
+                 alice,,near,{near},2,2020-01-01\n\
+                 bob,alice@example.org,past,{},3,2020-01-01\n\
+                 bob,,long past,{},4,2020-01-01\n",
+                in_days(90),
+                in_days(-1),
+                in_days(-90),
+            )
+        };
+        assert_eq!(place.run_with(["token", "import", "-"], &list(in_days(5))).ok(), counts(4, 4, 0, 0, 0));
+        let once = place.line("run --once").ok();
+        assert_eq!(fact(&once, "deliver"), "messages sent: 1", "one digest:\n{once}");
+        let mails = place.mails("mail");
+        let text = String::from_utf8_lossy(&mails[0]).into_owned();
+        assert!(text.contains("near") && text.contains("past"), "{text}");
+        assert!(!text.contains("long past") && !text.contains("far\n"), "{text}");
+        // The tightest lead alone speaks.
+        let shown = place.run(["token", "show", &short_of(&place, "near")]).ok();
+        let states: Vec<String> = rows(&shown).into_iter().filter(|line| line.contains("alice@")).collect();
+        assert_eq!(states.len(), 2, "{shown}");
+        assert!(states[0].starts_with("30d |") && states[0].contains("| superseded |"), "{shown}");
+        assert!(states[1].starts_with("7d |") && states[1].contains("| sent |"), "{shown}");
+        assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "nothing was due");
+
+        // Renewed elsewhere: active again, and nothing is owed for a while.
+        let id = short_of(&place, "past");
+        assert_eq!(fact(&place.run(["token", "show", &id]).ok(), "status"), "expired");
+        let renewed = list(in_days(5)).replace(&in_days(-1)[..10], &in_days(200)[..10]);
+        let told = place.run_with(["token", "import", "-"], &renewed).ok();
+        assert_eq!(fact(&told, "bad"), "0");
+        let shown = place.run(["token", "show", &id]).ok();
+        assert_eq!(fact(&shown, "status"), "active");
+        assert!(fact(&shown, "expires").starts_with("in 200 days"), "{shown}");
+        assert_eq!(fact(&place.line("run --once").ok(), "deliver"), "nothing was due");
+    }
+}
+
+#[test]
+fn owners_are_listed_shown_renamed_and_removed() {
+    let place = Place::new();
+    let empty = place.line("owner list");
+    assert_eq!(empty.stderr, "There are no owners. `lapsed owner add` makes one, `lapsed token import` many.\n");
+    assert_eq!(empty.ok(), "");
+    place.run(["owner", "add", "alice", "--email", "alice@example.org", "--time-zone", "Europe/Berlin"]).ok();
+    place.run_with(["token", "import", "-"], "owner,description,expires_at\nbob,x,2099-01-31\nbob,y,2020-01-31\n").ok();
+
+    let mut list = rows(&place.line("owner list").ok());
+    list[1..].sort();
+    assert_eq!(
+        list,
+        [
+            "ID | KEY | NAME | TIME ZONE | CONTACTS | ACTIVE TOKENS",
+            "[short id] | alice | alice | Europe/Berlin | 1 | 1",
+            "[short id] | bob | bob | UTC | 0 | 1",
+        ]
+    );
+    let mut lines: Vec<String> = scrub(&place.line("owner list --format json").ok()).lines().map(Into::into).collect();
+    lines.sort_by_key(|line| json(line)["key"].as_str().map(str::to_owned));
+    assert_eq!(
+        lines,
+        [
+            r#"{"id":"[id]","key":"alice","name":"alice","time_zone":"Europe/Berlin","locale":"en","contacts":1,"active_tokens":1}"#,
+            r#"{"id":"[id]","key":"bob","name":"bob","time_zone":"UTC","locale":"en","contacts":0,"active_tokens":1}"#,
+        ]
+    );
+    let csv = scrub(&place.line("owner list --format csv").ok());
+    assert!(csv.starts_with("id,key,name,time_zone,locale,contacts,active_tokens\n"), "{csv}");
+    assert!(csv.contains("[id],alice,alice,Europe/Berlin,en,1,1\n"), "{csv}");
+
+    let renamed = place.run(["owner", "rename", "bob", "Bob \"the builder\" Example"]).ok();
+    assert_eq!(renamed, "key   bob\nwas   bob\nname  Bob \"the builder\" Example\n");
+    assert_eq!(
+        plain(&place.line("owner show bob").ok()),
+        "owner          [id]\n\
+         key            bob\n\
+         name           Bob \"the builder\" Example\n\
+         time zone      UTC\n\
+         locale         en\n\
+         tokens         1 active, 1 expired\n\
+         next deadline  in [n] days, at the end of 31 January 2099 ([instant] UTC)\n\
+         contact        none: nobody can be told\n"
+    );
+    let complaint = place.run(["owner", "rename", "bob", "two\r\nlines"]).fails(2);
+    assert!(complaint.contains("a name is one line, without control characters"), "{complaint}");
+    assert!(place.line("owner show nobody").fails(1).contains("there is no owner \"nobody\""));
+    assert!(place.line("owner rename nobody x").fails(1).contains("there is no owner \"nobody\""));
+
+    let complaint = place.line("owner remove bob").fails(1);
+    assert_eq!(complaint, "lapsed: bob has active tokens (1); to end them with it, add --revoke-tokens\n");
+    assert_eq!(place.line("owner remove bob --revoke-tokens").ok(), "removed  bob\n");
+    assert!(place.line("owner show bob").fails(1).contains("there is no owner"));
+    assert_eq!(described(&place, ""), ["primary token"]);
+    let (_, secret) = place.token("alice", "x", "30d");
+    place.line("owner remove alice").fails(1);
+    place.verify(&secret).ok();
+    place.line("owner remove alice --revoke-tokens").ok();
+    assert_eq!(place.verify(&secret).refused(), "unknown");
+    // The address is free again, and the key.
+    place.owner("alice", "alice@example.org");
+}
+
+#[test]
+fn an_address_may_speak_for_several_owners() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    place.owner("bob", "bob@example.org");
+    let told = place.line("owner contact add bob Alice@Example.ORG").ok();
+    assert_eq!(told, "owner    bob\ncontact  alice@example.org\n");
+    assert_eq!(place.line("owner contact add bob alice@example.org").ok(), told, "once more changes nothing");
+    place.line("owner contact add bob new@example.org --time-zone Asia/Tokyo --locale de").ok();
+    let list = place.line("owner contact list bob").ok();
+    assert_eq!(
+        list,
+        "ADDRESS            TIME ZONE    LOCALE       SUPPRESSED\n\
+         alice@example.org  the owner's  the owner's\n\
+         bob@example.org    the owner's  the owner's\n\
+         new@example.org    Asia/Tokyo   de\n"
+    );
+    let csv = scrub(&place.line("owner contact list bob --format csv").ok());
+    assert_eq!(
+        csv,
+        "id,address,time_zone,locale,suppressed_at,suppressed_why\n\
+         [id],alice@example.org,,,,\n\
+         [id],bob@example.org,,,,\n\
+         [id],new@example.org,Asia/Tokyo,de,,\n"
+    );
+    let lines = scrub(&place.line("owner contact list alice --format json").ok());
+    assert_eq!(
+        lines,
+        "{\"id\":\"[id]\",\"address\":\"alice@example.org\",\"time_zone\":null,\"locale\":null,\
+         \"suppressed_at\":null,\"suppressed_why\":null}\n"
+    );
+    let complaint = place.line("owner contact remove alice bob@example.org").fails(1);
+    assert_eq!(
+        complaint,
+        "lapsed: bob@example.org does not speak for alice; `lapsed owner contact list alice` tells who does\n"
+    );
+    let removed = place.line("owner contact remove bob alice@example.org");
+    assert_eq!((removed.stdout.as_str(), removed.stderr.as_str()), ("owner    bob\nremoved  alice@example.org\n", ""));
+    let last = place.line("owner contact remove alice alice@example.org");
+    assert_eq!(last.stderr, "alice has no contact left: nobody can be told of its deadlines.\n");
+    last.ok();
+    let none = place.line("owner contact list alice");
+    assert_eq!(none.stderr, "alice has no contact: nobody can be told of its deadlines.\n");
+    assert_eq!(none.ok(), "");
+    for address in ["nobody", "a b@example.org", "x@example.org\r\nBcc: y@example.org"] {
+        let complaint = place.run(["owner", "contact", "add", "alice", address]).fails(2);
+        assert!(complaint.contains("is not a mail address"), "{complaint}");
+    }
+}
+
+/// Tokens in every status, of two owners and two sources, and of none.
+fn a_mixed_store() -> Place {
+    let place = Place::new();
+    let forge = "owner,description,expires_at,external_id,created_at,last_used_at,revoked_at\n\
+        alice,one,2099-01-31,1,2021-01-01,2026-03-01,\n\
+        bob,two,2020-01-31,2,2019-01-01,,\n\
+        alice,three,2098-01-31,3,2020-01-01,2026-02-01,2026-06-01\n\
+        bob,four,,4,2018-01-01,2026-04-01,\n";
+    place.run_with(["token", "import", "-", "--source", "forge"], forge).ok();
+    let cloud = "owner,description,expires_at,external_id,created_at\nalice,five \"and\" six,2097-01-31,5,2022-01-01\n";
+    place.run_with(["token", "import", "-", "--source", "cloud"], cloud).ok();
+    let create = ["token", "create", "--owner", "bob", "--description", "seven", "--expires", "20d", "--scope", "a"];
+    place.run(create.iter().chain(&["--scope", "b"])).ok();
+    place
+}
+
+#[test]
+fn lists_of_tokens_are_filtered_and_sorted() {
+    let place = a_mixed_store();
+    for (arguments, expected) in [
+        ("", &["seven", "five \"and\" six", "one", "four", "two", "three"][..]),
+        ("--owner alice", &["five \"and\" six", "one", "three"]),
+        ("--status active", &["seven", "five \"and\" six", "one", "four"]),
+        ("--status expired", &["two"]),
+        ("--status revoked", &["three"]),
+        ("--source forge", &["one", "four", "two", "three"]),
+        ("--source cloud --owner alice", &["five \"and\" six"]),
+        ("--source nowhere", &[]),
+        ("--expiring-within 30d", &["seven"]),
+        ("--expiring-within 19d", &[]),
+        ("--expiring-within 30d --owner alice", &[]),
+        ("--expiring-within 30d --status expired", &[]),
+        ("--sort created", &["four", "two", "three", "one", "five \"and\" six", "seven"]),
+        ("--sort used", &["two", "five \"and\" six", "seven", "three", "one", "four"]),
+        ("--sort owner", &["five \"and\" six", "three", "one", "two", "seven", "four"]),
+        ("--sort expires --status active --source forge", &["one", "four"]),
+    ] {
+        assert_eq!(described(&place, arguments), expected, "{arguments}");
+    }
+    let none = place.line("token list --source nowhere");
+    assert_eq!((none.stdout.as_str(), none.stderr.as_str()), ("", "No token fits.\n"));
+    for (arguments, why) in [
+        ("--status expird", "a status is active, expired or revoked"),
+        ("--sort nme", "[possible values: expires, created, used, owner]"),
+        ("--expiring-within soon", "\"soon\" is not a duration"),
+        ("--format jsn", "a similar value exists: 'json'"),
+    ] {
+        let complaint = place.line(&format!("token list {arguments}")).fails(2);
+        assert!(complaint.contains(why), "{complaint}");
+    }
+    assert!(place.line("token list --owner nobody").fails(1).contains("there is no owner \"nobody\""));
+}
+
+#[test]
+fn csv_and_json_have_the_same_fields() {
+    let place = a_mixed_store();
+    let lines = place.line("token list --format json").ok();
+    let names = [
+        "id",
+        "owner",
+        "kind",
+        "description",
+        "scopes",
+        "status",
+        "expires_at",
+        "created_at",
+        "last_used_at",
+        "ended_at",
+        "replaced_by",
+        "source",
+        "external_id",
+    ];
+    assert_eq!(
+        scrub(lines.lines().next().expect("a line")),
+        "{\"id\":\"[id]\",\"owner\":\"bob\",\"kind\":\"additional\",\"description\":\"seven\",\"scopes\":[\"a\",\"b\"],\
+         \"status\":\"active\",\"expires_at\":\"[instant]\",\"created_at\":\"[instant]\",\"last_used_at\":null,\
+         \"ended_at\":null,\"replaced_by\":null,\"source\":null,\"external_id\":null}"
+    );
+    let one = lines.lines().map(json).find(|token| token["description"] == "one").expect("the token");
+    assert_eq!(
+        (&one["expires_at"], &one["created_at"], &one["last_used_at"], &one["source"], &one["external_id"]),
+        (
+            &json("\"2099-02-01T00:00:00Z\""),
+            &json("\"2021-01-01T00:00:00Z\""),
+            &json("\"2026-03-01T00:00:00Z\""),
+            &json("\"forge\""),
+            &json("\"1\"")
+        )
+    );
+    let text = place.line("token list --format csv").ok();
+    let mut reader = csv::Reader::from_reader(text.as_bytes());
+    assert_eq!(reader.headers().expect("a header"), names.to_vec());
+    let records: Vec<BTreeMap<String, String>> = reader.deserialize().map(|record| record.expect("a record")).collect();
+    assert_eq!(records.len(), lines.lines().count());
+    for (record, object) in records.iter().zip(lines.lines().map(json)) {
+        for name in names {
+            let expected = match &object[name] {
+                serde_json::Value::Null => String::new(),
+                serde_json::Value::Array(scopes) => {
+                    scopes.iter().filter_map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ")
+                }
+                value => value.as_str().expect("a text").to_owned(),
+            };
+            assert_eq!(record[name], expected, "{name}");
+        }
+    }
+}
+
+#[test]
+fn status_tells_what_the_jobs_did_and_what_waits() {
+    let place = Place::new();
+    place.configure(WITH_MAIL);
+    let before = place.line("status").ok();
+    let none = "tokens    none\nmessages  none\nwaiting   0\n\nNo job has run yet: `lapsed run` starts them.\n";
+    assert_eq!(before, none);
+    assert_eq!(
+        place.line("status --format json").ok(),
+        "{\"jobs\":[],\"messages\":{},\"oldest_waiting_since\":null,\"tokens\":{},\"watermarks\":{}}\n"
+    );
+    let near = (SystemClock::default().now() + TimeDelta::days(5)).to_rfc3339();
+    let list = format!("owner,emails,description,expires_at,created_at\nalice,a@example.org,x,{near},2020-01-01\n");
+    place.run_with(["token", "import", "-"], &list).ok();
+    place.line("run --once").ok();
+    let after = rows(&place.line("status").ok());
+    assert_eq!(
+        after,
+        [
+            "tokens | 1 active",
+            "messages | 1 sent",
+            "waiting | 0",
+            "reminders done | 30d lead, up to what was due [n] s ago",
+            "reminders done | 7d lead, up to what was due [n] s ago",
+            "reminders done | 1d lead, up to what was due [n] s ago",
+            "",
+            "JOB | LAST START | FINISHED | LEASE | RESULT",
+            "expire | [n] s ago | [n] s ago | free | nothing was due",
+            "purge | [n] s ago | [n] s ago | free | nothing was due",
+            "reconcile | [n] s ago | [n] s ago | free | started over",
+            "remind | [n] s ago | [n] s ago | free | reminders: 1, settled: 1",
+        ]
+    );
+    let status = json(&place.line("status --format json").ok());
+    assert_eq!((&status["tokens"], &status["messages"]), (&json("{\"active\":1}"), &json("{\"sent\":1}")));
+    assert_eq!(status["jobs"].as_array().map(Vec::len), Some(4));
+    let remind = &status["jobs"][3];
+    assert_eq!(
+        scrub(&remind.to_string()),
+        "{\"error\":null,\"finished_at\":\"[instant]\",\"lease_until\":\"[instant]\",\"name\":\"remind\",\
+         \"report\":\"reminders: 1, settled: 1\",\"started_at\":\"[instant]\"}"
+    );
+    assert_eq!(
+        scrub(&status["watermarks"].to_string()),
+        "{\"1d\":\"[instant]\",\"30d\":\"[instant]\",\"7d\":\"[instant]\"}"
+    );
+    place.line("status --format csv").fails(2);
+}
+
+#[test]
+fn config_show_says_where_each_value_came_from() {
+    let mut place = Place::new();
+    place.configure(WITH_MAIL);
+    place.set("LAPSED__STORE__URL", "postgres://lapsed:hunter2@db.example.org/lapsed");
+    let shown = place.line("config show").ok();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let lines = rows(&shown);
+    assert_eq!(lines[0], "KEY | VALUE | FROM");
+    for expected in [
+        "log.level | \"info\" | built-in default",
+        "mail.from | \"Tokens <tokens@example.org>\" | lapsed.toml:4",
+        "mail.maildir.path | \"mail\" | lapsed.toml:6",
+        "reminders.lead_times | [\"30d\", \"7d\", \"1d\"] | built-in default",
+        "store.url | \"postgres://lapsed:***@db.example.org/lapsed\" | environment variable LAPSED__STORE__URL",
+    ] {
+        assert!(lines.iter().any(|line| line == expected), "{expected}\nis not in:\n{shown}");
+    }
+    // Every key of the reference, and in each form.
+    let reference = include_str!("../config/lapsed.toml");
+    let keys = reference.lines().filter(|line| !line.starts_with('#') && line.contains(" = ")).count();
+    assert_eq!(lines.len(), keys + 1);
+    for format in ["json", "csv"] {
+        let shown = place.line(&format!("config show --format {format}")).ok();
+        assert!(!shown.contains("hunter2") && shown.contains("postgres://lapsed:***@db.example.org/lapsed"), "{shown}");
+        assert_eq!(shown.lines().count(), keys + usize::from(format == "csv"));
+    }
+    place.configure("[mail]\nfrom = 7");
+    assert!(place.line("config show").fails(2).contains("mail.from"));
+    assert!(!place.path("lapsed.db").exists(), "it opens no store");
+}
+
+#[test]
+fn completions_fit_their_shells() {
+    let place = Place::new();
+    for (shell, has) in [("bash", "complete -F _lapsed"), ("zsh", "#compdef lapsed"), ("fish", "complete -c lapsed")] {
+        let script = place.line(&format!("completions {shell}")).ok();
+        for word in [has, "completions", "expiring-within", "revoke-tokens", "contact"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        let file = format!("lapsed.{shell}");
+        place.write(&file, &script);
+        match Command::new(shell).arg("-n").arg(place.path(&file)).stdin(Stdio::null()).status() {
+            Ok(status) => assert!(status.success(), "{shell} -n"),
+            Err(error) => assert_ne!(shell, "bash", "{error}"),
+        }
+    }
+    assert!(place.line("completions zhs").fails(2).contains("a similar value exists: 'zsh'"));
+    assert!(!place.path("lapsed.db").exists(), "it opens no store");
+}
+
+/// Runs a `jq` line of ours over files of `tests/data`.
+fn jq(arguments: &[&str]) -> String {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let mut command = Command::new("jq");
+    command.arg("-c").args(arguments).current_dir(data).stdin(Stdio::null());
+    let output = command.output().expect("jq; tests/run installs it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The tokens of a place: owner, description, status, deadline, and external id.
+fn watched(place: &Place) -> Vec<String> {
+    let list = place.line("token list --sort owner --format json").ok();
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or("-").to_owned();
+    let row = |token: serde_json::Value| {
+        ["owner", "description", "status", "expires_at", "external_id"].map(|name| text(&token[name])).join(" | ")
+    };
+    list.lines().map(json).map(row).collect()
+}
+
+#[test]
+fn gitlabs_answer_becomes_a_list() {
+    let place = Place::new();
+    let list = jq(&["--slurpfile", "users", "gitlab-users.json", "-f", "gitlab.jq", "gitlab-tokens.json"]);
+    let import = ["token", "import", "-", "--source", "gitlab", "--strict"];
+    assert_eq!(place.run_with(import, &list).ok(), counts(3, 3, 0, 0, 0));
+    assert_eq!(
+        watched(&place),
+        [
+            "gitlab-user-1234 | Registry mirror | active | - | 57",
+            "mira | Laptop, \"old\" | revoked | 2099-02-28T00:00:00Z | 42",
+            "renovate-bot | Renovate | active | 2099-01-31T00:00:00Z | 41",
+        ]
+    );
+    let contacts = place.line("owner contact list mira").ok();
+    assert!(contacts.contains("mira.mueller@example.org"), "{contacts}");
+    assert_eq!(place.run_with(import, &list).ok(), counts(3, 0, 0, 3, 0));
+    // Without the users, the numbers of GitLab stand for them.
+    let list = jq(&["-f", "gitlab.jq", "gitlab-tokens.json"]);
+    assert_eq!(Place::new().run_with(import, &list).ok(), counts(3, 3, 0, 0, 0));
+}
+
+#[test]
+fn githubs_answers_become_a_list() {
+    let place = Place::new();
+    let emails = "github-emails.json";
+    let files = ["github-fine-grained.json", "github-classic.json"];
+    let list = jq(&["--slurpfile", "emails", emails, "-f", "github.jq", files[0], files[1]]);
+    let import = ["token", "import", "-", "--source", "github", "--strict"];
+    assert_eq!(place.run_with(import, &list).ok(), counts(4, 4, 0, 0, 0));
+    assert_eq!(
+        watched(&place),
+        [
+            "hubot | deploy | expired | 2025-01-09T18:00:00Z | fine-grained-98801",
+            "hubot | classic token | active | - | classic-161197",
+            "octocat | gh on the laptop | active | 2099-02-25T19:06:43Z | classic-161195",
+            "octocat | Release notes | active | 2099-11-16T15:47:09Z | fine-grained-98716",
+        ]
+    );
+    assert!(place.line("owner contact list octocat").ok().contains("octocat@example.org"));
+    assert_eq!(place.run_with(import, &list).ok(), counts(4, 0, 0, 4, 0));
+    let list = jq(&["-f", "github.jq", files[0]]);
+    assert_eq!(Place::new().run_with(import, &list).ok(), counts(2, 2, 0, 0, 0));
+}
