@@ -183,7 +183,9 @@ pub fn import_new(owner: &Owner, source: &str, external_id: &str, watched: &Watc
         hint: None,
         created_at,
         expires_at: watched.expires_at,
-        deadline_set_at: created_at,
+        // A list that does not say when a token was made does not say that it was made just now, either: every reminder
+        // that is due is owed.
+        deadline_set_at: watched.created_at.map_or(Timestamp::UNIX_EPOCH, |_| created_at),
         generation: 0,
         unplanned: false,
         last_used_at: watched.last_used_at,

@@ -42,14 +42,24 @@ pub struct Listing {
     header: &'static [&'static str],
     rows: Vec<Vec<String>>,
     out: BufWriter<std::io::Stdout>,
-    csv_begun: bool,
 }
 
 impl Listing {
-    /// A list whose table has this header.
-    pub fn new(format: FormatArg, header: &'static [&'static str]) -> Self {
+    /// A list whose table has this header, and whose CSV has these fields.
+    ///
+    /// # Errors
+    /// When stdout cannot be written.
+    pub fn new(
+        format: FormatArg,
+        header: &'static [&'static str],
+        fields: &'static [&'static str],
+    ) -> anyhow::Result<Self> {
         let out = BufWriter::new(std::io::stdout());
-        Self { format: format.format, header, rows: Vec::new(), out, csv_begun: false }
+        let mut listing = Self { format: format.format, header, rows: Vec::new(), out };
+        if format.format == Format::Csv {
+            listing.csv(fields.iter().map(|name| (*name).to_owned()))?;
+        }
+        Ok(listing)
     }
 
     /// Writes a row: `fields` for programs, `cells` for people; only one of them is asked for.
@@ -64,11 +74,7 @@ impl Listing {
                 self.out.write_all(b"\n")?;
             }
             Format::Csv => {
-                let fields = fields();
-                if !std::mem::replace(&mut self.csv_begun, true) {
-                    self.csv(fields.iter().map(|(name, _)| (*name).to_owned()))?;
-                }
-                self.csv(fields.iter().map(|(_, value)| plain(value)))?;
+                self.csv(fields().iter().map(|(_, value)| plain(value)))?;
             }
         }
         Ok(())

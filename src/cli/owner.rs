@@ -10,9 +10,9 @@ use clap::Args;
 
 use super::listing::{Fields, FormatArg, Listing};
 use super::{Outcome, lookup, output};
-use crate::clock::Clock;
-use crate::store::Store;
-use crate::store::accounts::{OwnerSummary, TokenFilter, TokenOrder};
+use crate::clock::{Clock, Timestamp};
+use crate::store::accounts::{NewContact, OwnerSummary, TokenFilter, TokenOrder};
+use crate::store::{Error, Store};
 use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Status, Token, TokenId, text};
 
 /// How many owners are read at once.
@@ -51,11 +51,51 @@ impl Add {
         };
         let secret = Secret::generate(bucket);
         let primary = new_token(&owner, Kind::Primary, "primary token", &secret, now);
-        let contacts: Vec<_> = self.emails.into_iter().map(Into::into).collect();
-        store.add_owner(&owner, &contacts, Some((&primary, &secret.hash())), now).await?;
-        output::new_token(&primary, &secret, &owner, now)?;
+        let contacts: Vec<NewContact> = self.emails.into_iter().map(Into::into).collect();
+        match store.add_owner(&owner, &contacts, Some((&primary, &secret.hash())), now).await {
+            Ok(()) => output::new_token(&primary, &secret, &owner, now)?,
+            Err(Error::Exists { what, name }) => {
+                complete(store, &name, &contacts, now).await?.ok_or(Error::Exists { what, name })?
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
+}
+
+/// Gives an owner that an import made what it lacks: its primary token, and these contacts. `None` when it has one.
+async fn complete<S: Store>(
+    store: &S,
+    key: &str,
+    contacts: &[NewContact],
+    now: Timestamp,
+) -> anyhow::Result<Option<()>> {
+    let owner = lookup::owner(store, key).await?;
+    if has_primary(store, owner.id, now).await? {
+        return Ok(None);
+    }
+    let secret = Secret::generate(owner.id.bucket());
+    let primary = new_token(&owner, Kind::Primary, "primary token", &secret, now);
+    store.add_token(&primary, Some(&secret.hash())).await?;
+    for contact in contacts {
+        store.link_contact(owner.id, contact, now).await?;
+    }
+    output::new_token(&primary, &secret, &owner, now)?;
+    output::say(&format!("{key} was imported before; now it has a primary token."));
+    Ok(Some(()))
+}
+
+/// Whether an owner has a primary token.
+pub(super) async fn has_primary<S: Store>(store: &S, owner: OwnerId, now: Timestamp) -> anyhow::Result<bool> {
+    let filter = TokenFilter { owner: Some(owner), ..TokenFilter::default() };
+    let mut found = false;
+    store
+        .each_token(&filter, TokenOrder::Created, now, |token, _| {
+            found = token.kind == Kind::Primary && token.replaced_by.is_none();
+            if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .await?;
+    Ok(found)
 }
 
 /// `lapsed owner list`
@@ -67,7 +107,8 @@ pub struct List {
 
 impl List {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
-        let mut listing = Listing::new(self.format, &["ID", "KEY", "NAME", "TIME ZONE", "CONTACTS", "ACTIVE TOKENS"]);
+        let mut listing =
+            Listing::new(self.format, &["ID", "KEY", "NAME", "TIME ZONE", "CONTACTS", "ACTIVE TOKENS"], &FIELDS)?;
         let mut after = None;
         loop {
             let page = store.list_owners(after, clock.now(), PAGE).await?;
@@ -81,6 +122,9 @@ impl List {
         Ok(())
     }
 }
+
+/// The names of [`fields`].
+const FIELDS: [&str; 7] = ["id", "key", "name", "time_zone", "locale", "contacts", "active_tokens"];
 
 fn fields(summary: &OwnerSummary) -> Fields {
     let owner = &summary.owner;
@@ -195,13 +239,7 @@ impl Remove {
 }
 
 /// A token that is made now and never expires.
-pub(super) fn new_token(
-    owner: &Owner,
-    kind: Kind,
-    description: &str,
-    secret: &Secret,
-    now: crate::clock::Timestamp,
-) -> Token {
+pub(super) fn new_token(owner: &Owner, kind: Kind, description: &str, secret: &Secret, now: Timestamp) -> Token {
     Token {
         id: TokenId::new(owner.id.bucket(), now),
         owner: owner.id,

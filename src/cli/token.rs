@@ -39,12 +39,17 @@ impl Create {
         let now = clock.now();
         let owner = lookup::owner(store, &self.owner).await?;
         let secret = Secret::generate(owner.id.bucket());
-        let mut token = owner::new_token(&owner, Kind::Additional, &self.description, &secret, now);
+        // An owner that came with an import has no primary token; the first one that is issued to it here is that.
+        let kind = if owner::has_primary(store, owner.id, now).await? { Kind::Additional } else { Kind::Primary };
+        let mut token = owner::new_token(&owner, kind, &self.description, &secret, now);
         token.scopes = self.scopes;
         token.expires_at = resolve(&self.expires, now, &owner)?;
         change::mark_unplanned(&mut token, now);
         store.add_token(&token, Some(&secret.hash())).await?;
         output::new_token(&token, &secret, &owner, now)?;
+        if kind == Kind::Primary {
+            output::say(&format!("It is the first token issued to {}, and so its primary one.", owner.key));
+        }
         Ok(())
     }
 }
@@ -171,7 +176,7 @@ impl List {
         let within = self.expiring_within.map(|span| now.checked_add_signed(span).unwrap_or(Timestamp::MAX_UTC));
         let filter = TokenFilter { owner, status: self.status, source: self.source.clone(), expiring_before: within };
         let mut listing =
-            Listing::new(self.format, &["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""]);
+            Listing::new(self.format, &["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""], &FIELDS)?;
         let mut written = Ok(());
         store
             .each_token(&filter, self.sort, now, |token, key| {
@@ -196,6 +201,23 @@ fn status_now(token: &Token, now: Timestamp) -> &'static str {
         (status, _) => status.as_str(),
     }
 }
+
+/// The names of [`fields`].
+const FIELDS: [&str; 13] = [
+    "id",
+    "owner",
+    "kind",
+    "description",
+    "scopes",
+    "status",
+    "expires_at",
+    "created_at",
+    "last_used_at",
+    "ended_at",
+    "replaced_by",
+    "source",
+    "external_id",
+];
 
 fn fields(token: &Token, owner_key: &str, now: Timestamp) -> Fields {
     let text = |text: Option<String>| text.map_or(Value::Null, Value::String);

@@ -311,7 +311,7 @@ macro_rules! common_operations {
                 match order {
                     TokenOrder::Expires => {
                         query.push(" ORDER BY t.status <> 'active' OR t.expires_at <= ").push_bind(At(now));
-                        query.push(" AND t.expires_at IS NOT NULL, t.expires_at ASC NULLS LAST, t.id");
+                        query.push(" AND t.expires_at IS NOT NULL, t.expires_at ASC NULLS LAST, o.key, t.id");
                     }
                     TokenOrder::Created => {
                         query.push(" ORDER BY t.created_at, t.id");

@@ -105,7 +105,8 @@ pub trait Imports {
     /// When the store fails.
     fn unseen(&self, run: &ImportRun) -> impl Future<Output = Result<Unseen>> + Send;
 
-    /// Ends the active tokens of a bucket that a run did not see, and returns how many.
+    /// Ends the active tokens of a bucket that a run did not see, and returns how many. Those whose deadline has passed
+    /// are left to `expire`, which tells their owners.
     ///
     /// # Errors
     /// When the store fails, with nothing of the bucket changed.

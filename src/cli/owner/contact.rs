@@ -78,7 +78,7 @@ pub struct List {
 impl List {
     pub(in crate::cli) async fn run<S: Store>(self, store: &S) -> Outcome {
         let owner = lookup::owner(store, &self.owner).await?;
-        let mut listing = Listing::new(self.format, &["ADDRESS", "TIME ZONE", "LOCALE", "SUPPRESSED"]);
+        let mut listing = Listing::new(self.format, &["ADDRESS", "TIME ZONE", "LOCALE", "SUPPRESSED"], &FIELDS)?;
         for contact in store.contacts_of(owner.id).await? {
             listing.row(|| fields(&contact), || cells(&contact, owner.time_zone))?;
         }
@@ -86,6 +86,9 @@ impl List {
         Ok(())
     }
 }
+
+/// The names of [`fields`].
+const FIELDS: [&str; 6] = ["id", "address", "time_zone", "locale", "suppressed_at", "suppressed_why"];
 
 fn fields(contact: &Contact) -> Fields {
     let suppressed = contact.suppressed.as_ref();

@@ -37,10 +37,11 @@ impl Imports for Postgres {
         let (active, unseen): (i64, i64) = sqlx::query_as(
             "SELECT COUNT(*), COUNT(*) FILTER (WHERE import_run IS DISTINCT FROM $2) \
              FROM tokens \
-             WHERE status = 'active' AND source = $1",
+             WHERE status = 'active' AND source = $1 AND (expires_at IS NULL OR expires_at > $3)",
         )
         .bind(&run.source)
         .bind(run.id)
+        .bind(run.now)
         .fetch_one(&self.pool)
         .await?;
         Ok(Unseen { active: active.unsigned_abs(), unseen: unseen.unsigned_abs() })
@@ -49,7 +50,8 @@ impl Imports for Postgres {
     async fn end_unseen(&self, run: &ImportRun, bucket: Bucket) -> Result<u64> {
         let ended = sqlx::query(
             "UPDATE tokens SET status = 'revoked', ended_at = $4, unplanned = FALSE \
-             WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS DISTINCT FROM $3",
+             WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS DISTINCT FROM $3 \
+               AND (expires_at IS NULL OR expires_at > $4)",
         )
         .bind(bucket.column())
         .bind(&run.source)

@@ -39,10 +39,11 @@ impl Imports for Sqlite {
         let (active, unseen): (i64, i64) = sqlx::query_as(
             "SELECT COUNT(*), COUNT(*) FILTER (WHERE import_run IS NOT $2) \
              FROM tokens \
-             WHERE status = 'active' AND source = $1",
+             WHERE status = 'active' AND source = $1 AND (expires_at IS NULL OR expires_at > $3)",
         )
         .bind(&run.source)
         .bind(run.id)
+        .bind(At(run.now))
         .fetch_one(&self.readers)
         .await?;
         Ok(Unseen { active: active.unsigned_abs(), unseen: unseen.unsigned_abs() })
@@ -52,7 +53,8 @@ impl Imports for Sqlite {
         let mut tx = self.begin().await?;
         let ended = sqlx::query(
             "UPDATE tokens SET status = 'revoked', ended_at = $4, unplanned = 0 \
-             WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS NOT $3",
+             WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS NOT $3 \
+               AND (expires_at IS NULL OR expires_at > $4)",
         )
         .bind(bucket.column())
         .bind(&run.source)
