@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
 use support::cli::{Place, cells, fact, scrub, short};
+use support::postgres;
 
 /// Mails in a Maildir, and the default lead times.
 const WITH_MAIL: &str = r#"
@@ -69,7 +70,16 @@ fn json(text: &str) -> serde_json::Value {
 
 #[test]
 fn a_list_is_imported_and_importing_it_again_changes_nothing() {
-    let place = Place::new();
+    imported_again(&Place::new());
+}
+
+#[tokio::test]
+async fn a_list_is_imported_and_importing_it_again_changes_nothing_on_postgresql() {
+    let database = postgres::fresh().await;
+    imported_again(&Place::with_store(&database.url));
+}
+
+fn imported_again(place: &Place) {
     place.write("list.csv", LIST);
     let imported = place.line("token import list.csv");
     assert_eq!(
@@ -277,7 +287,16 @@ fn reminders_that_are_due_already_are_mailed_whether_or_not_the_daemon_ran_befor
 
 #[test]
 fn owners_are_listed_shown_renamed_and_removed() {
-    let place = Place::new();
+    owners(&Place::new());
+}
+
+#[tokio::test]
+async fn owners_are_listed_shown_renamed_and_removed_on_postgresql() {
+    let database = postgres::fresh().await;
+    owners(&Place::with_store(&database.url));
+}
+
+fn owners(place: &Place) {
     let empty = place.line("owner list");
     assert_eq!(empty.stderr, "There are no owners. `lapsed owner add` makes one, `lapsed token import` many.\n");
     assert_eq!(empty.ok(), "");
@@ -329,7 +348,7 @@ fn owners_are_listed_shown_renamed_and_removed() {
     assert_eq!(complaint, "lapsed: bob has active tokens (1); to end them with it, add --revoke-tokens\n");
     assert_eq!(place.line("owner remove bob --revoke-tokens").ok(), "removed  bob\n");
     assert!(place.line("owner show bob").fails(1).contains("there is no owner"));
-    assert_eq!(described(&place, ""), ["primary token"]);
+    assert_eq!(described(place, ""), ["primary token"]);
     let (_, secret) = place.token("alice", "x", "30d");
     place.line("owner remove alice").fails(1);
     place.verify(&secret).ok();
@@ -390,8 +409,7 @@ fn an_address_may_speak_for_several_owners() {
 }
 
 /// Tokens in every status, of two owners and two sources, and of none.
-fn a_mixed_store() -> Place {
-    let place = Place::new();
+fn a_mixed_store(place: Place) -> Place {
     let forge = "owner,description,expires_at,external_id,created_at,last_used_at,revoked_at\n\
         alice,one,2099-01-31,1,2021-01-01,2026-03-01,\n\
         bob,two,2020-01-31,2,2019-01-01,,\n\
@@ -407,7 +425,16 @@ fn a_mixed_store() -> Place {
 
 #[test]
 fn lists_of_tokens_are_filtered_and_sorted() {
-    let place = a_mixed_store();
+    filtered_and_sorted(&a_mixed_store(Place::new()));
+}
+
+#[tokio::test]
+async fn lists_of_tokens_are_filtered_and_sorted_on_postgresql() {
+    let database = postgres::fresh().await;
+    filtered_and_sorted(&a_mixed_store(Place::with_store(&database.url)));
+}
+
+fn filtered_and_sorted(place: &Place) {
     for (arguments, expected) in [
         ("", &["seven", "five \"and\" six", "one", "four", "two", "three"][..]),
         ("--owner alice", &["five \"and\" six", "one", "three"]),
@@ -426,7 +453,7 @@ fn lists_of_tokens_are_filtered_and_sorted() {
         ("--sort owner", &["five \"and\" six", "three", "one", "two", "seven", "four"]),
         ("--sort expires --status active --source forge", &["one", "four"]),
     ] {
-        assert_eq!(described(&place, arguments), expected, "{arguments}");
+        assert_eq!(described(place, arguments), expected, "{arguments}");
     }
     let none = place.line("token list --source nowhere");
     assert_eq!((none.stdout.as_str(), none.stderr.as_str()), ("", "No token fits.\n"));
@@ -444,7 +471,7 @@ fn lists_of_tokens_are_filtered_and_sorted() {
 
 #[test]
 fn csv_and_json_have_the_same_fields() {
-    let place = a_mixed_store();
+    let place = a_mixed_store(Place::new());
     let lines = place.line("token list --format json").ok();
     let names = [
         "id",
@@ -593,7 +620,7 @@ fn completions_fit_their_shells() {
             Err(error) => assert_ne!(shell, "bash", "{error}"),
         }
     }
-    assert!(place.line("completions zhs").fails(2).contains("a similar value exists: 'zsh'"));
+    assert!(place.line("completions csh").fails(2).contains("possible values: bash, elvish, fish, powershell, zsh"));
     assert!(!place.path("lapsed.db").exists(), "it opens no store");
 }
 
