@@ -52,32 +52,34 @@ impl Import {
         let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now: clock.now() };
         let name = name(&self.file);
         let mut rows = Rows::open(&self.file)?;
-        let interrupted = if self.strict {
+        let done = if self.strict {
             let imported = tokio::select! {
-                imported = store.import_strictly(&run, &mut rows) => Some(imported?),
+                imported = store.import_strictly(&run, &mut rows) => Some(imported),
                 _ = tokio::signal::ctrl_c() => None,
             };
-            if imported != Some(true) {
+            if !matches!(imported, Some(Ok(true))) {
                 rows.count.forget_written();
             }
-            imported.is_none()
+            imported.map(|imported| imported.map(|_| ()))
         } else {
             tokio::select! {
-                done = import(store, &run, &mut rows) => { done?; false }
-                _ = tokio::signal::ctrl_c() => true,
+                done = import(store, &run, &mut rows) => Some(done),
+                _ = tokio::signal::ctrl_c() => None,
             }
         };
         rows.bar.finish_and_clear();
         let count = std::mem::take(&mut rows.count);
-        let ended = match (&rows.fatal, interrupted) {
-            (None, false) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
+        let ended = match (&rows.fatal, &done) {
+            (None, Some(Ok(()))) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
             _ => None,
         };
         let reported = report(&count, ended.as_ref().and_then(|ended| ended.as_ref().ok()).copied());
-        if interrupted {
-            return Err(
-                anyhow!("interrupted: what was counted above is in the store; import the list again to go on").into()
-            );
+        match done {
+            Some(done) => done?,
+            None => {
+                let problem = "interrupted: what was counted above is in the store; import the list again to go on";
+                return Err(anyhow!(problem).into());
+            }
         }
         if let Some(error) = rows.fatal {
             return Err(anyhow!("{name} {error}").into());
@@ -114,7 +116,7 @@ fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
 }
 
 /// Imports batch by batch, each in a transaction of its own.
-async fn import<S: Store>(store: &S, run: &ImportRun, rows: &mut Rows) -> Result<(), Failure> {
+async fn import<S: Store>(store: &S, run: &ImportRun, rows: &mut Rows) -> Result<(), Error> {
     while let Some(batch) = rows.next().await {
         let mut tries = 0;
         let outcomes = loop {

@@ -51,6 +51,9 @@ pub enum Error {
     /// The store can be read, but not written.
     #[error("the store cannot be written: it is read-only")]
     ReadOnly,
+    /// The disk is full, or the file may not grow.
+    #[error("the store cannot be written: {0}")]
+    Full(&'static str),
     /// The database refused a statement.
     #[error("the database refused: {0}")]
     Database(sqlx::Error),
@@ -73,6 +76,12 @@ impl From<sqlx::Error> for Error {
             E::Database(db) => match db.code().as_deref() {
                 // SQLITE_READONLY and its kin.
                 Some("8" | "264" | "520" | "776" | "1032" | "1288" | "1544") => Self::ReadOnly,
+                // SQLITE_FULL, and PostgreSQL's disk_full.
+                Some("13" | "53100") => Self::Full("the disk is full"),
+                // SQLITE_IOERR_WRITE and SQLITE_IOERR_TRUNCATE.
+                Some("778" | "1546") => {
+                    Self::Full("a write failed; is there a quota, or a limit to the size of files?")
+                }
                 // Serialization failure, deadlock, lock and statement timeout; SQLITE_BUSY and its kin.
                 Some("40001" | "40P01" | "55P03" | "57014" | "5" | "261" | "517" | "6" | "262") => Self::Busy(error),
                 // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); too many
