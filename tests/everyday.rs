@@ -490,7 +490,7 @@ fn csv_and_json_have_the_same_fields() {
     ];
     assert_eq!(
         scrub(lines.lines().next().expect("a line")),
-        "{\"id\":\"[id]\",\"owner\":\"bob\",\"kind\":\"additional\",\"description\":\"seven\",\"scopes\":[\"a\",\"b\"],\
+        "{\"id\":\"[id]\",\"owner\":\"bob\",\"kind\":\"primary\",\"description\":\"seven\",\"scopes\":[\"a\",\"b\"],\
          \"status\":\"active\",\"expires_at\":\"[instant]\",\"created_at\":\"[instant]\",\"last_used_at\":null,\
          \"ended_at\":null,\"replaced_by\":null,\"source\":null,\"external_id\":null}"
     );
