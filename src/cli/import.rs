@@ -77,7 +77,10 @@ impl Import {
         match done {
             Some(done) => done?,
             None => {
-                let problem = "interrupted: what was counted above is in the store; import the list again to go on";
+                let problem = match self.strict {
+                    true => "interrupted: nothing was imported",
+                    false => "interrupted: what was counted above is in the store; import the list again to go on",
+                };
                 return Err(anyhow!(problem).into());
             }
         }
