@@ -1,5 +1,6 @@
 //! Delivery, as a story on each back end: one mail to a contact, true when it is sent, and none lost.
 
+#[macro_use]
 mod support;
 
 use std::sync::Arc;
@@ -22,20 +23,6 @@ use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use support::world::{World, days};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-
-macro_rules! on_every_back_end {
-    ($($story:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnSqlite>().await; })+
-        }
-        mod postgres {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPostgres>().await; })+
-        }
-        mod partitioned {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPartitions>().await; })+
-        }
-    };
-}
 
 on_every_back_end!(
     one_mail_speaks_of_all_tokens,

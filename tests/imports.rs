@@ -1,5 +1,6 @@
 //! Importing lists of tokens that live elsewhere, on each back end: again and again, and with every kind of change.
 
+#[macro_use]
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,20 +12,6 @@ use lapsed::token::{Bucket, Status};
 use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use support::world::{World, at, dawn, days};
 use uuid::Uuid;
-
-macro_rules! on_every_back_end {
-    ($($story:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnSqlite>().await; })+
-        }
-        mod postgres {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPostgres>().await; })+
-        }
-        mod partitioned {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPartitions>().await; })+
-        }
-    };
-}
 
 on_every_back_end!(
     a_second_import_changes_nothing,

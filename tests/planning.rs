@@ -1,5 +1,6 @@
 //! Planning, as a story on each back end: what is owed is written once, whatever happens in between.
 
+#[macro_use]
 mod support;
 
 use chrono::TimeDelta;
@@ -13,20 +14,6 @@ use lapsed::token::{Status, Token};
 use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use support::world::{World, dawn, days, lead, new_token};
 use uuid::Uuid;
-
-macro_rules! on_every_back_end {
-    ($($story:ident),+ $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnSqlite>().await; })+
-        }
-        mod postgres {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPostgres>().await; })+
-        }
-        mod partitioned {
-            $(#[tokio::test] async fn $story() { super::$story::<super::OnPartitions>().await; })+
-        }
-    };
-}
 
 on_every_back_end!(
     each_lead_is_written_once,

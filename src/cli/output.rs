@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use chrono_tz::Tz;
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 use crate::clock::Timestamp;
 use crate::mail::when;
@@ -67,7 +67,11 @@ pub fn facts(rows: &[(&str, String)]) -> String {
 /// A table that fits the terminal; when piped, as wide as it must be.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
+    let rows = rows.into_iter().map(|row| row.into_iter().map(cell).collect::<Vec<_>>());
     table.load_style(presets::NOTHING).set_header(header.iter().copied()).add_rows(rows);
+    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        table.force_no_tty();
+    }
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
     });
@@ -79,6 +83,17 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A cell; on a terminal, what became of a token or a reminder has a colour.
+fn cell(text: String) -> Cell {
+    let colour = match text.as_str() {
+        "active" | "sent" => Color::Green,
+        "expired" | "failed" | "unreachable" => Color::Red,
+        "revoked" | "cancelled" | "superseded" | "stale" => Color::Yellow,
+        _ => return Cell::new(text),
+    };
+    Cell::new(text).fg(colour)
 }
 
 /// A token and its owner, as facts.

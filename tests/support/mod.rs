@@ -7,6 +7,23 @@
 
 use std::fmt;
 
+/// Tests that tell each of these stories, generic functions of the test file, on each back end. The file imports the back
+/// ends by name.
+#[allow(unused_macros)]
+macro_rules! on_every_back_end {
+    ($($story:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test] async fn $story() { super::$story::<super::OnSqlite>().await; })+
+        }
+        mod postgres {
+            $(#[tokio::test] async fn $story() { super::$story::<super::OnPostgres>().await; })+
+        }
+        mod partitioned {
+            $(#[tokio::test] async fn $story() { super::$story::<super::OnPartitions>().await; })+
+        }
+    };
+}
+
 pub mod backend;
 pub mod cli;
 pub mod many;
