@@ -1,6 +1,6 @@
 //! What commands print: one form of instants, of facts, and of tables.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 
 use chrono_tz::Tz;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
@@ -64,6 +64,9 @@ pub fn facts(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
 }
 
+/// The narrowest terminal that a table is made to fit, in columns.
+const NARROWEST: u16 = 40;
+
 /// A table that fits the terminal; when piped, as wide as it must be.
 pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
@@ -75,7 +78,8 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
     table.column_iter_mut().for_each(|column| {
         column.set_padding((0, 2));
     });
-    if std::io::stdout().is_terminal() {
+    // A terminal that does not tell its width, or a sliver of one, gets the table as it is.
+    if table.width().is_some_and(|width| width >= NARROWEST) {
         table.set_content_arrangement(ContentArrangement::Dynamic);
     }
     let mut text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
