@@ -1,18 +1,16 @@
 //! The program as a user runs it: each command's output, exit status and complaints, on a store of its own.
 
-mod support;
-
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::cli::{LAPSED, PATIENCE, Place, Ran, cells, eventually, fact, finish, instant, scrub, short};
+use crate::support::postgres;
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
 use sqlx::{Connection, SqliteConnection};
-use support::cli::{LAPSED, PATIENCE, Place, Ran, cells, eventually, fact, finish, instant, scrub, short};
-use support::postgres;
 
 /// A Maildir, and leads that a test can wait for: a token of 20 seconds crosses both after five.
 const IMPATIENT: &str = r#"

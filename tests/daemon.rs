@@ -1,17 +1,15 @@
 //! The daemon as a process: started, signalled, killed and started again, with real mail and a real clock.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
+use crate::support::cli::{PATIENCE, Place, eventually, fact, finish, instant, scrub};
+use crate::support::postgres;
+use crate::support::smtp::Sink;
+use crate::support::smtp_script::{Action, Phase, Script};
 use mail_parser::{Message, MessageParser, MimeHeaders};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
-use support::cli::{PATIENCE, Place, eventually, fact, finish, instant, scrub};
-use support::postgres;
-use support::smtp::Sink;
-use support::smtp_script::{Action, Phase, Script};
 
 /// How long the daemon has from a signal to its end when nothing is in flight.
 const STOPS_WITHIN: Duration = Duration::from_secs(5);

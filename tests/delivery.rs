@@ -1,11 +1,10 @@
 //! Delivery, as a story on each back end: one mail to a contact, true when it is sent, and none lost.
 
-#[macro_use]
-mod support;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use crate::support::world::{World, days};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::{Clock, SystemClock};
@@ -19,8 +18,6 @@ use lapsed::schedule::Cron;
 use lapsed::service::{self, Setup};
 use lapsed::store::{Accounts, Outbox};
 use lapsed::token::{ContactId, TokenId};
-use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use support::world::{World, days};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 

@@ -1,16 +1,14 @@
 //! The commands of every day as a user runs them: importing lists, owners and contacts, lists and their formats, and what
 //! the program says of itself. Outputs are compared whole, with ids and instants replaced.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::support::cli::{Place, cells, fact, scrub, short};
+use crate::support::postgres;
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
-use support::cli::{Place, cells, fact, scrub, short};
-use support::postgres;
 
 /// Mails in a Maildir, and the default lead times.
 const WITH_MAIL: &str = r#"

@@ -21,7 +21,7 @@ use lapsed::store::{Accounts, Outbox, Store};
 use lapsed::token::{Bucket, IdRef};
 use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use support::many;
-use support::plans::{Access, Capture, Explains, Plan};
+use support::plans::{self, Access, Capture, Explains, Plan};
 use support::world::{days, lead, sent};
 use uuid::Uuid;
 
@@ -120,9 +120,9 @@ async fn postgres_serves_each_statement_by_its_index() {
 /// What several processes do at once is one shard's statement, also when its plan is made for any values.
 #[tokio::test]
 async fn what_names_a_bucket_touches_one_partition() {
-    let capture = Capture::start().await;
     let backend = OnPartitions::make().await;
-    many::fill(&backend).await;
+    plans::unheard(many::fill(&backend)).await;
+    let capture = Capture::start().await;
     backend.explain_from_now_on().await;
     let store = backend.open().await;
     let reads = |families: &[&str], told: &[Plan]| {
@@ -166,9 +166,9 @@ async fn what_names_a_bucket_touches_one_partition() {
 
 async fn statements_are_served_by_their_indexes<B: Explains + many::Bulk>(and: Expected) {
     let promises = || PROMISES.iter().chain([&and]);
-    let capture = Capture::start().await;
     let backend = B::make().await;
-    many::fill(&backend).await;
+    plans::unheard(many::fill(&backend)).await;
+    let capture = Capture::start().await;
     backend.explain_from_now_on().await;
     let store = backend.open().await;
     capture.take();

@@ -1,16 +1,14 @@
 //! The harness itself: a test that stands on it may rely on what is shown here.
 
-mod support;
-
 use std::time::Duration;
 
-use lettre::{
-    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, address::Envelope, transport::smtp,
-};
-use support::{
+use crate::support::{
     Stored, postgres,
     smtp::Sink,
     smtp_script::{Action, Phase, Script, reply},
+};
+use lettre::{
+    Address, AsyncSmtpTransport, AsyncTransport, Message, Tokio1Executor, address::Envelope, transport::smtp,
 };
 
 fn transport(port: u16) -> AsyncSmtpTransport<Tokio1Executor> {
@@ -180,7 +178,7 @@ async fn the_script_refuses_what_a_client_must_not_do() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     // Everything at once, and the connection's writing half closed after it.
-    async fn converse(server: &support::smtp_script::Server, said: &str) -> String {
+    async fn converse(server: &crate::support::smtp_script::Server, said: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", server.port())).await.unwrap();
         stream.write_all(said.as_bytes()).await.unwrap();
         stream.shutdown().await.unwrap();

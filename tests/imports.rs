@@ -1,16 +1,13 @@
 //! Importing lists of tokens that live elsewhere, on each back end: again and again, and with every kind of change.
 
-#[macro_use]
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use crate::support::world::{World, at, dawn, days};
 use lapsed::expires::Expires;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome, Unseen};
 use lapsed::store::{Accounts, Imports};
 use lapsed::token::{Bucket, Status};
-use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use support::world::{World, at, dawn, days};
 use uuid::Uuid;
 
 on_every_back_end!(

@@ -8,10 +8,10 @@
 //! watermark before it starts again. The daily reconcile pass exists for those; they are so rare that none is among
 //! these seeds.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::backend::OnSqlite;
+use crate::support::world::{World, dawn};
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit};
 use lapsed::clock::Timestamp;
@@ -19,8 +19,6 @@ use lapsed::policy::{Lead, Policy};
 use lapsed::store::Accounts;
 use lapsed::store::accounts::ReminderState;
 use lapsed::token::TokenId;
-use support::backend::OnSqlite;
-use support::world::{World, dawn};
 
 const HISTORIES: u64 = 100;
 const TICKS: i64 = 70;

@@ -1,10 +1,11 @@
 //! Twelve weeks of manual time through all jobs and a real SMTP conversation. What arrives is parsed back and compared
 //! with a naive account of who is owed what, which shares no code with the policy.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::backend::{Backend, OnPostgres, OnSqlite};
+use crate::support::smtp::Sink;
+use crate::support::world::{World, dawn};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::config::{Smtp, Tls};
@@ -13,9 +14,6 @@ use lapsed::mail::transport::Transport;
 use lapsed::store::Accounts;
 use lapsed::token::{OwnerId, TokenId};
 use mail_parser::MessageParser;
-use support::backend::{Backend, OnPostgres, OnSqlite};
-use support::smtp::Sink;
-use support::world::{World, dawn};
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;

@@ -1,8 +1,7 @@
 //! Planning, as a story on each back end: what is owed is written once, whatever happens in between.
 
-#[macro_use]
-mod support;
-
+use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use crate::support::world::{World, dawn, days, lead, new_token};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::Timestamp;
@@ -11,8 +10,6 @@ use lapsed::policy::Policy;
 use lapsed::store::planning::{Decided, Progress, Watermark};
 use lapsed::store::{Accounts, Error, Jobs, Planning};
 use lapsed::token::{Status, Token};
-use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use support::world::{World, dawn, days, lead, new_token};
 use uuid::Uuid;
 
 on_every_back_end!(

@@ -4,12 +4,13 @@
 //! story takes the same course every time; the last one is random. On SQLite, where one transaction writes at a time,
 //! two processes are let loose on each other.
 
-mod support;
-
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::time::Duration;
 
+use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use crate::support::postgres::Database;
+use crate::support::world::{World, at, dawn, days, lead, new_token, sent};
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit, Refused};
 use lapsed::clock::Timestamp;
@@ -21,9 +22,6 @@ use lapsed::store::{Accounts, Error, Outbox, Store};
 use lapsed::token::{Address, Bucket, Kind, Owner, OwnerId, Status, TokenId};
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, PgConnection};
-use support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use support::postgres::Database;
-use support::world::{World, at, dawn, days, lead, new_token, sent};
 use tokio::time::timeout;
 use uuid::Uuid;
 

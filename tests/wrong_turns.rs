@@ -1,16 +1,14 @@
 //! Wrong turns: each ends with one clear line, a status that is not 0, and nothing lost. None panics.
 
-mod support;
-
 use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::support::cli::{LAPSED, Place, Ran, fact, finish};
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
 use sqlx::{Connection, SqliteConnection};
-use support::cli::{LAPSED, Place, Ran, fact, finish};
 
 const HEADER: &str = "owner,emails,description,expires_at,external_id\n";
 

@@ -5,11 +5,19 @@ use std::future::Future;
 use lapsed::store::{Postgres, Sqlite, Store};
 use sqlx::postgres::PgPoolOptions;
 use sqlx::sqlite::SqlitePoolOptions;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, SqlitePool};
 use tempfile::TempDir;
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::postgres::{Database, fresh};
+use super::postgres::{Database, copy_of, fresh};
+
+/// A database with our tables, which every test's own is a copy of: copying is quicker than making the tables again. It
+/// goes with the cluster.
+static TABLES: OnceCell<Database> = OnceCell::const_new();
+
+/// The same, partitioned.
+static PARTITIONS: OnceCell<Database> = OnceCell::const_new();
 
 /// An empty store, and ways around it that only a test takes.
 pub trait Backend: Sized {
@@ -79,13 +87,18 @@ pub struct OnPostgres {
     pub database: Database,
 }
 
+impl OnPostgres {
+    fn on(database: Database) -> Self {
+        let direct = PgPoolOptions::new().max_connections(1).connect_lazy(&database.url).expect("a URL");
+        Self { direct, database }
+    }
+}
+
 impl Backend for OnPostgres {
     type Store = Postgres;
 
     async fn make() -> Self {
-        let database = fresh().await;
-        let direct = PgPoolOptions::new().max_connections(1).connect_lazy(&database.url).expect("a URL");
-        Self { direct, database }
+        Self::on(copy_of(&TABLES.get_or_init(with_tables).await.name).await)
     }
 
     async fn open(&self) -> Postgres {
@@ -112,10 +125,7 @@ impl Backend for OnPartitions {
     type Store = Postgres;
 
     async fn make() -> Self {
-        let plain = OnPostgres::make().await;
-        plain.open().await.close().await;
-        partition(&mut plain.database.connect().await).await;
-        Self(plain)
+        Self(OnPostgres::on(copy_of(&PARTITIONS.get_or_init(with_partitions).await.name).await))
     }
 
     async fn open(&self) -> Postgres {
@@ -133,6 +143,20 @@ impl Backend for OnPartitions {
     async fn execute(&self, sql: &str) {
         self.0.execute(sql).await;
     }
+}
+
+async fn with_tables() -> Database {
+    let database = fresh().await;
+    Postgres::open(&database.url).await.expect("the store opens").close().await;
+    database
+}
+
+async fn with_partitions() -> Database {
+    let database = with_tables().await;
+    let mut connection = database.connect().await;
+    partition(&mut connection).await;
+    connection.close().await.expect("a goodbye");
+    database
 }
 
 /// Turns every table that the migrations made into a partitioned one with the same columns, indexes and constraints.

@@ -9,7 +9,7 @@ use std::sync::{LazyLock, Mutex};
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
-use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
+use tokio::sync::{RwLock, RwLockWriteGuard};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -18,9 +18,9 @@ use tracing_subscriber::{Layer, filter::LevelFilter};
 use super::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 
 static SEEN: Mutex<Vec<String>> = Mutex::new(Vec::new());
-static ALONE: LazyLock<AsyncMutex<()>> = LazyLock::new(|| {
+static ALONE: LazyLock<RwLock<()>> = LazyLock::new(|| {
     tracing_subscriber::registry().with(Listen.with_filter(LevelFilter::DEBUG)).init();
-    AsyncMutex::new(())
+    RwLock::new(())
 });
 
 struct Listen;
@@ -48,14 +48,20 @@ impl Visit for Text {
     }
 }
 
+/// Does what nobody shall listen to: beside others of its kind, never beside a capture.
+pub async fn unheard<T>(work: impl Future<Output = T>) -> T {
+    let _shared = ALONE.read().await;
+    work.await
+}
+
 /// Listens until it is dropped; the next one waits for that.
 pub struct Capture {
-    _alone: MutexGuard<'static, ()>,
+    _alone: RwLockWriteGuard<'static, ()>,
 }
 
 impl Capture {
     pub async fn start() -> Self {
-        let alone = ALONE.lock().await;
+        let alone = ALONE.write().await;
         SEEN.lock().expect("no panic while it is held").clear();
         Self { _alone: alone }
     }

@@ -19,11 +19,19 @@ pub struct Database {
 /// # Panics
 /// When `tests/run` did not start PostgreSQL, or it refuses.
 pub async fn fresh() -> Database {
+    // Nobody can connect to template0, so creating never finds its template in use, any number at once.
+    copy_of("template0").await
+}
+
+/// Creates a copy of a database to which nobody is connected.
+///
+/// # Panics
+/// As [`fresh`].
+pub async fn copy_of(template: &str) -> Database {
     let admin_url = super::from_environment("LAPSED_TEST_POSTGRES", "starts PostgreSQL");
     let name = super::unique_name("lapsed_");
     let mut admin = connect(&admin_url).await;
-    // Nobody can connect to template0, so creating never finds its template in use, any number at once.
-    let create = format!("CREATE DATABASE {name} TEMPLATE template0");
+    let create = format!("CREATE DATABASE {name} TEMPLATE {template}");
     sqlx::query(AssertSqlSafe(create))
         .execute(&mut admin)
         .await

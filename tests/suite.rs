@@ -1,0 +1,17 @@
+//! All integration tests in one program but those of `explain.rs`, which must listen to its databases alone. In one
+//! program they run side by side, and those that wait cost nothing.
+
+#[macro_use]
+mod support;
+
+mod cli;
+mod daemon;
+mod delivery;
+mod everyday;
+mod harness;
+mod imports;
+mod model;
+mod pipeline;
+mod planning;
+mod races;
+mod wrong_turns;
