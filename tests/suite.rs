@@ -7,6 +7,7 @@ mod support;
 mod cli;
 mod daemon;
 mod delivery;
+mod docs;
 mod everyday;
 mod harness;
 mod imports;
