@@ -180,7 +180,7 @@ fn a_large_list_with_mistakes_agrees_with_a_model() {
     };
     let mut model: BTreeSet<(u64, u64)> = BTreeSet::new();
     let mut text = String::from("owner,emails,description,expires_at,external_id\n");
-    let mut bad = 0_u64;
+    let mut mistakes = Vec::new();
     for n in 0..ROWS {
         let (owner, id, day) = (random(5_000), random(2_000), 1 + random(28));
         let (mut email, mut date) = (format!("o{owner}@example.org"), format!("2099-02-{day:02}"));
@@ -192,9 +192,12 @@ fn a_large_list_with_mistakes_agrees_with_a_model() {
         }
         // Of two rows for one token the first counts.
         good = good && model.insert((owner, id));
-        bad += u64::from(!good);
+        if !good {
+            mistakes.push(n + 2);
+        }
         text += &format!("o{owner},{email},token {n},{date},{id}\n");
     }
+    let bad = mistakes.len();
     let place = tempfile::TempDir::new().expect("a temporary directory");
     std::fs::write(place.path().join("list.csv"), &text).expect("a file");
     let run = |arguments: &[&str]| {
@@ -210,7 +213,13 @@ fn a_large_list_with_mistakes_agrees_with_a_model() {
         let expected =
             format!("rows       {ROWS}\nadded      {added}\nupdated    0\nunchanged  {unchanged}\nbad        {bad}\n");
         assert_eq!(stdout, expected);
-        assert_eq!(stderr.lines().filter(|line| line.starts_with("line ")).count() as u64, bad);
+        // The first hundred in the order of the list, whoever refused them, and how many more there are.
+        let told: Vec<&str> = stderr.lines().collect();
+        let line = |told: &&str| told.strip_prefix("line ")?.split_once(':')?.0.parse::<u32>().ok();
+        let lines: Vec<u32> = told.iter().map_while(line).collect();
+        assert_eq!(lines, mistakes[..100]);
+        let more = format!("... and {} more; put these right, and import the list again to see the next", bad - 100);
+        assert_eq!(told[100..], [more, format!("lapsed: {bad} bad rows in list.csv")]);
     }
     let (_, list, _) = run(&["token", "list"]);
     assert_eq!(list.lines().count(), model.len() + 1);

@@ -1,26 +1,19 @@
 //! `lapsed token import`
 
-use std::fs::File;
-use std::io::{IsTerminal, Read, stdin};
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod rows;
 
-use anyhow::{Context as _, anyhow, bail};
+use std::path::PathBuf;
+
+use anyhow::{anyhow, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::{Failure, Outcome, output};
+use self::rows::{Count, Rows};
+use super::{Outcome, output};
 use crate::clock::Clock;
-use crate::import::{List, ListError};
-use crate::store::imports::{Feed, ImportRow, ImportRun, RowOutcome};
+use crate::store::imports::{Feed, ImportRun};
 use crate::store::{Error, Store};
 use crate::token::{Bucket, text};
-
-/// How many rows go to the store at once.
-const BATCH: usize = 1_000;
 
 /// How often a batch is tried again that met another transaction.
 const TRIES: u32 = 5;
@@ -50,7 +43,7 @@ pub struct Import {
 impl Import {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
         let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now: clock.now() };
-        let name = name(&self.file);
+        let name = rows::name(&self.file);
         let mut rows = Rows::open(&self.file)?;
         let done = if self.strict {
             let imported = tokio::select! {
@@ -67,7 +60,7 @@ impl Import {
                 _ = tokio::signal::ctrl_c() => None,
             }
         };
-        rows.bar.finish_and_clear();
+        rows.end();
         let count = std::mem::take(&mut rows.count);
         let ended = match (&rows.fatal, &done) {
             (None, Some(Ok(()))) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
@@ -99,11 +92,6 @@ impl Import {
         // Last, because a reader that has gone away must not make a bad list a success.
         Ok(reported?)
     }
-}
-
-/// What people call the file.
-fn name(path: &Path) -> String {
-    if path == Path::new("-") { "standard input".into() } else { path.display().to_string() }
 }
 
 fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
@@ -150,149 +138,4 @@ async fn prune<S: Store>(store: &S, run: &ImportRun, force: bool) -> anyhow::Res
         ended += store.end_unseen(run, Bucket::from_number(bucket)).await?;
     }
     Ok(ended)
-}
-
-/// What became of the rows.
-#[derive(Default)]
-struct Count {
-    rows: u64,
-    added: u64,
-    updated: u64,
-    unchanged: u64,
-    refused: u64,
-}
-
-impl Count {
-    /// Nothing was written after all.
-    fn forget_written(&mut self) {
-        (self.added, self.updated, self.unchanged) = (0, 0, 0);
-    }
-}
-
-/// Good rows with their lines, and bad ones with what is wrong.
-#[derive(Default)]
-struct Batch {
-    good: Vec<(u64, ImportRow)>,
-    bad: Vec<(u64, String)>,
-}
-
-/// The rows of a file, read by a thread of their own, a few batches ahead.
-struct Rows {
-    batches: mpsc::Receiver<Result<Batch, ListError>>,
-    /// The lines of the rows that were given last.
-    lines: Vec<u64>,
-    count: Count,
-    fatal: Option<ListError>,
-    bar: ProgressBar,
-    read: Arc<AtomicU64>,
-}
-
-impl Rows {
-    fn open(path: &Path) -> Result<Self, Failure> {
-        let read = Arc::new(AtomicU64::new(0));
-        let (input, size): (Box<dyn Read + Send>, Option<u64>) = if path == Path::new("-") {
-            (Box::new(stdin()), None)
-        } else {
-            let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-            let meta = file.metadata().with_context(|| format!("cannot read {}", path.display()))?;
-            if meta.is_dir() {
-                return Err(anyhow!("{} is a directory; name the file in it", path.display()).into());
-            }
-            (Box::new(file), Some(meta.len()))
-        };
-        let counted = Counted { inner: input, read: read.clone() };
-        let list = List::open(counted).map_err(|error| anyhow!("{} {error}", name(path)))?;
-        for column in list.unknown_columns() {
-            output::say(&format!("column {column:?} is not known and is ignored"));
-        }
-        let (sender, batches) = mpsc::channel(2);
-        tokio::task::spawn_blocking(move || pass_on(list, &sender));
-        let bar = match size {
-            Some(size) if std::io::stderr().is_terminal() => ProgressBar::new(size).with_style(style()),
-            _ => ProgressBar::hidden(),
-        };
-        Ok(Self { batches, lines: Vec::new(), count: Count::default(), fatal: None, bar, read })
-    }
-
-    fn complain(&mut self, line: u64, problem: &str) {
-        self.count.refused += 1;
-        self.bar.suspend(|| output::say(&format!("line {line}: {problem}")));
-    }
-}
-
-fn style() -> ProgressStyle {
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %  {bytes}  {eta} left");
-    style.unwrap_or_else(|_| ProgressStyle::default_bar())
-}
-
-fn pass_on(list: List, to: &mpsc::Sender<Result<Batch, ListError>>) {
-    let mut batch = Batch::default();
-    for row in list {
-        match row {
-            Ok((line, Ok(row))) => batch.good.push((line, row)),
-            Ok((line, Err(problem))) => batch.bad.push((line, problem)),
-            Err(error) => {
-                let _ = to.blocking_send(Ok(batch)).and_then(|()| to.blocking_send(Err(error)));
-                return;
-            }
-        }
-        if batch.good.len() + batch.bad.len() >= BATCH && to.blocking_send(Ok(std::mem::take(&mut batch))).is_err() {
-            return;
-        }
-    }
-    let _ = to.blocking_send(Ok(batch));
-}
-
-impl Feed for Rows {
-    async fn next(&mut self) -> Option<Vec<ImportRow>> {
-        loop {
-            let batch = match self.batches.recv().await? {
-                Ok(batch) => batch,
-                Err(error) => {
-                    self.fatal = Some(error);
-                    return None;
-                }
-            };
-            self.bar.set_position(self.read.load(Ordering::Relaxed));
-            self.count.rows += (batch.good.len() + batch.bad.len()) as u64;
-            for (line, problem) in &batch.bad {
-                self.complain(*line, problem);
-            }
-            if !batch.good.is_empty() {
-                let (lines, rows) = batch.good.into_iter().unzip();
-                self.lines = lines;
-                return Some(rows);
-            }
-        }
-    }
-
-    fn answer(&mut self, outcomes: Vec<RowOutcome>) {
-        let lines = std::mem::take(&mut self.lines);
-        for (line, outcome) in lines.into_iter().zip(outcomes) {
-            match outcome {
-                RowOutcome::Added => self.count.added += 1,
-                RowOutcome::Updated => self.count.updated += 1,
-                RowOutcome::Unchanged => self.count.unchanged += 1,
-                RowOutcome::Refused(problem) => self.complain(line, &problem),
-            }
-        }
-    }
-
-    fn is_clean(&self) -> bool {
-        self.count.refused == 0 && self.fatal.is_none()
-    }
-}
-
-/// Counts what is read of a file, for the progress bar.
-struct Counted<R> {
-    inner: R,
-    read: Arc<AtomicU64>,
-}
-
-impl<R: Read> Read for Counted<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.read.fetch_add(count as u64, Ordering::Relaxed);
-        Ok(count)
-    }
 }
