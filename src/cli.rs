@@ -221,7 +221,9 @@ impl Command {
             Self::Token(TokenCommand::Revoke(revoke)) => revoke.run(&store, &*clock).await,
             Self::Token(TokenCommand::List(list)) => list.run(&store, &*clock).await,
             Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock).await,
-            Self::Token(TokenCommand::Import(import)) => import.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Import(import)) => {
+                import.run(&store, &*clock, settings.retention.ended_tokens).await
+            }
             Self::Token(TokenCommand::Verify(Verify {})) => verify::run(&store, &*clock).await,
         };
         // What is still on its way to the disk has had its time: a use that `verify` could not record must not keep it.

@@ -203,6 +203,33 @@ fn bad_rows_are_told_with_line_and_reason_and_the_good_ones_land() {
 }
 
 #[test]
+fn what_an_import_leaves_out_and_whom_it_cannot_tell_is_said() {
+    let mut place = Place::new();
+    place.set("LAPSED__RETENTION__ENDED_TOKENS", "30d");
+    let day = |days: i64| (SystemClock::default().now() + TimeDelta::days(days)).to_rfc3339();
+    let list = format!(
+        "owner,emails,description,expires_at\nalice,a@example.org,x,{}\nbob,,x,{}\nbob,,y,{}\nold,,z,{}\n",
+        day(9),
+        day(9),
+        day(-29),
+        day(-31)
+    );
+    for (added, unchanged) in [(3, 0), (0, 3)] {
+        let imported = place.run_with(["token", "import", "-"], &list);
+        let left_out = counts(4, added, 0, unchanged, 0).replace("bad", "left out   1\nbad");
+        assert_eq!((imported.status, &imported.stdout), (Some(0), &left_out));
+        assert_eq!(
+            imported.stderr,
+            "one row is left out: the token ended longer ago than retention.ended_tokens (30d)\n\
+             one owner has no contact, so nobody can be told of their deadlines; `lapsed owner list` shows which\n"
+        );
+    }
+    let strict = place.run_with(["token", "import", "-", "--strict"], &(list + "bob\n"));
+    assert_eq!(strict.stdout, counts(5, 0, 0, 0, 1));
+    assert!(strict.stderr.starts_with("line 6: ") && strict.stderr.lines().count() == 2, "{strict}");
+}
+
+#[test]
 fn what_a_complete_list_no_longer_has_ends_with_prune() {
     let place = Place::new();
     let list = |numbers: std::ops::Range<u32>| {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::world::{World, at, dawn, days};
 use lapsed::expires::Expires;
+use lapsed::jobs::purge::{self, Retention};
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome, Unseen};
 use lapsed::store::{Accounts, Imports};
 use lapsed::token::{Bucket, Status};
@@ -16,6 +17,8 @@ on_every_back_end!(
     a_token_renewed_elsewhere_is_active_again,
     what_a_complete_list_no_longer_has_is_ended,
     another_source_is_not_overwritten,
+    what_ended_too_long_ago_is_left_out,
+    owners_without_a_contact_are_counted,
     strictly_is_all_or_nothing,
 );
 
@@ -33,8 +36,13 @@ fn row(owner: &str, external_id: &str, expires_in: i64) -> ImportRow {
     }
 }
 
+fn run_of<B: Backend>(world: &World<B>, source: &str) -> ImportRun {
+    let (now, ended_before) = (world.now(), world.now() - days(400));
+    ImportRun { id: Uuid::new_v4(), source: source.into(), now, ended_before }
+}
+
 async fn import<B: Backend>(world: &World<B>, rows: &[ImportRow]) -> (ImportRun, Vec<RowOutcome>) {
-    let run = ImportRun { id: Uuid::new_v4(), source: "forge".into(), now: world.now() };
+    let run = run_of(world, "forge");
     let outcomes = world.store.import(&run, rows).await.expect("an import");
     world.check().await;
     (run, outcomes)
@@ -70,7 +78,7 @@ async fn a_second_import_changes_nothing<B: Backend>() {
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM owners").await, 2);
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM contacts").await, 2);
     // The same row in two batches of one run.
-    let run = ImportRun { id: Uuid::new_v4(), source: "forge".into(), now: world.now() };
+    let run = run_of(&world, "forge");
     assert_eq!(world.store.import(&run, &rows[..1]).await.expect("an import"), [Unchanged]);
     let again = world.store.import(&run, &rows[..1]).await.expect("an import");
     assert!(matches!(&again[0], Refused(problem) if problem.contains("twice")), "{again:?}");
@@ -131,10 +139,54 @@ async fn what_a_complete_list_no_longer_has_is_ended<B: Backend>() {
 async fn another_source_is_not_overwritten<B: Backend>() {
     let world = World::<B>::new().await;
     import(&world, &[row("alice", "1", 90)]).await;
-    let run = ImportRun { id: Uuid::new_v4(), source: "cloud".into(), now: world.now() };
+    let run = run_of(&world, "cloud");
     let outcomes = world.store.import(&run, &[row("alice", "1", 10)]).await.expect("an import");
     assert!(matches!(&outcomes[0], RowOutcome::Refused(problem) if problem.contains("\"forge\"")), "{outcomes:?}");
     assert_eq!(watched(&world).await["1"], (Status::Active, 0, 90));
+}
+
+async fn what_ended_too_long_ago_is_left_out<B: Backend>() {
+    use RowOutcome::{Added, LongEnded, Unchanged, Updated};
+    let world = World::<B>::new().await;
+    let mut rows = vec![row("old", "1", -401), row("alice", "2", -399), row("old", "3", 90), row("old", "4", 0)];
+    rows[2].revoked_at = Some(dawn() - days(401));
+    rows[3].expires = Expires::EndOf((dawn() - days(401)).date_naive());
+    assert_eq!(import(&world, &rows).await.1, [LongEnded, Added, LongEnded, LongEnded]);
+    // What is left out leaves nothing behind.
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM owners").await, 1);
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM contacts").await, 1);
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM tokens").await, 1);
+    world.expire().await;
+    // While a token is here, the list goes on to speak of it; once it was purged, it does not come back.
+    world.on_day(2);
+    let rows = &mut rows[1..2];
+    assert_eq!(import(&world, rows).await.1, [Unchanged]);
+    rows[0].description = "told once more".into();
+    assert_eq!(import(&world, rows).await.1, [Updated]);
+    let keep = Retention { reminders: days(400), messages: days(400), ended_tokens: days(400) };
+    let lease = world.lease(purge::NAME).await;
+    let purged = purge::step(&world.store, &lease, keep, world.now()).await.expect("a step").did;
+    assert_eq!(purged.tokens, 1);
+    assert_eq!(import(&world, rows).await.1, [LongEnded]);
+    rows[0].expires = Expires::At(dawn() + days(90));
+    assert_eq!(import(&world, rows).await.1, [Added], "it was renewed");
+}
+
+async fn owners_without_a_contact_are_counted<B: Backend>() {
+    let world = World::<B>::new().await;
+    let mut rows = [row("alice", "1", 90), row("bob", "1", 90), row("bob", "2", 90), row("carol", "1", 90)];
+    for row in &mut rows[1..] {
+        row.addresses.clear();
+    }
+    rows[3].revoked_at = Some(dawn());
+    let (run, _) = import(&world, &rows).await;
+    let count = async |run: &ImportRun| world.store.owners_without_contact(run).await.expect("a count");
+    assert_eq!(count(&run).await, 1, "bob; and nobody need be told of carol's");
+    let (run, _) = import(&world, &rows[..1]).await;
+    assert_eq!(count(&run).await, 0, "bob is not in this list");
+    rows[1].addresses = vec![at("bob@example.org")];
+    let (run, _) = import(&world, &rows).await;
+    assert_eq!(count(&run).await, 0);
 }
 
 /// Two batches, the second with a row that stands there twice.
@@ -159,7 +211,7 @@ impl lapsed::store::imports::Feed for Batches {
 
 async fn strictly_is_all_or_nothing<B: Backend>() {
     let world = World::<B>::new().await;
-    let run = ImportRun { id: Uuid::new_v4(), source: "forge".into(), now: world.now() };
+    let run = run_of(&world, "forge");
     let mut bad = Batches { left: vec![vec![row("alice", "1", 90)], vec![row("alice", "1", 90)]], clean: true };
     assert!(!world.store.import_strictly(&run, &mut bad).await.expect("an answer"));
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM tokens").await, 0);

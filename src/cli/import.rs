@@ -5,12 +5,14 @@ mod rows;
 use std::path::PathBuf;
 
 use anyhow::{anyhow, bail};
+use chrono::TimeDelta;
 use clap::Args;
 use uuid::Uuid;
 
 use self::rows::{Count, Rows};
 use super::{Outcome, output};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
+use crate::config::format_duration;
 use crate::store::imports::{Feed, ImportRun};
 use crate::store::{Error, Store};
 use crate::token::{Bucket, text};
@@ -41,8 +43,11 @@ pub struct Import {
 }
 
 impl Import {
-    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
-        let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now: clock.now() };
+    /// `keep`: how long tokens that have ended are kept.
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, keep: TimeDelta) -> Outcome {
+        let now = clock.now();
+        let ended_before = now.checked_sub_signed(keep).unwrap_or(Timestamp::UNIX_EPOCH);
+        let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now, ended_before };
         let name = rows::name(&self.file);
         let mut rows = Rows::open(&self.file)?;
         let done = if self.strict {
@@ -66,6 +71,13 @@ impl Import {
             (None, Some(Ok(()))) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
             _ => None,
         };
+        let without_contact = match &done {
+            Some(Ok(())) if count.added + count.updated + count.unchanged > 0 => {
+                store.owners_without_contact(&run).await?
+            }
+            _ => 0,
+        };
+        remark(&count, without_contact, keep);
         let reported = report(&count, ended.as_ref().and_then(|ended| ended.as_ref().ok()).copied());
         match done {
             Some(done) => done?,
@@ -94,6 +106,22 @@ impl Import {
     }
 }
 
+/// What somebody should know of a list that was imported.
+fn remark(count: &Count, without_contact: u64, keep: TimeDelta) {
+    let rows = |count: u64, one: &str, many: &str| if count == 1 { one.into() } else { format!("{count} {many}") };
+    if count.long_ended > 0 {
+        let rows: String = rows(count.long_ended, "one row is", "rows are");
+        let keep = format_duration(keep);
+        output::say(&format!("{rows} left out: the token ended longer ago than retention.ended_tokens ({keep})"));
+    }
+    if without_contact > 0 {
+        let owners: String = rows(without_contact, "one owner has", "owners have");
+        output::say(&format!(
+            "{owners} no contact, so nobody can be told of their deadlines; `lapsed owner list` shows which"
+        ));
+    }
+}
+
 fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
     let mut rows = vec![
         ("rows", count.rows.to_string()),
@@ -102,6 +130,9 @@ fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
         ("unchanged", count.unchanged.to_string()),
         ("bad", count.refused.to_string()),
     ];
+    if count.long_ended > 0 {
+        rows.insert(4, ("left out", count.long_ended.to_string()));
+    }
     rows.extend(ended.map(|ended| ("ended", ended.to_string())));
     output::print(&output::facts(&rows))
 }

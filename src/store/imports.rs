@@ -4,9 +4,10 @@
 //! so a run that was interrupted is simply repeated. Every row that a run has seen bears the run's id: that is how a row
 //! that stands twice in a list is found, and what a complete list no longer has, without remembering the list.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 
+use chrono::NaiveTime;
 use chrono_tz::Tz;
 use uuid::Uuid;
 
@@ -48,6 +49,8 @@ pub struct ImportRun {
     pub source: String,
     /// When it runs.
     pub now: Timestamp,
+    /// A token that ended before this is not added: `purge` would remove it again.
+    pub ended_before: Timestamp,
 }
 
 /// What became of a row.
@@ -59,6 +62,8 @@ pub enum RowOutcome {
     Updated,
     /// The token was there just so.
     Unchanged,
+    /// The token is not here, and ended too long ago to be kept.
+    LongEnded,
     /// The row was left out; why, for people.
     Refused(String),
 }
@@ -99,6 +104,12 @@ pub trait Imports {
     /// When the store fails, with nothing written.
     fn import_strictly(&self, run: &ImportRun, feed: &mut impl Feed) -> impl Future<Output = Result<bool>> + Send;
 
+    /// How many owners that a run saw active tokens of have no contact. Looks at every owner: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn owners_without_contact(&self, run: &ImportRun) -> impl Future<Output = Result<u64>> + Send;
+
     /// What a run that has come to its end did not see.
     ///
     /// # Errors
@@ -132,8 +143,36 @@ pub(super) struct Merged {
     pub(super) rows_of_seen: Vec<usize>,
 }
 
+/// Of a row that names a token which ended too long ago to be kept, unless it is here: its bucket, owner's key and
+/// external id.
+pub(super) fn long_ended<'a>(run: &ImportRun, row: &'a ImportRow) -> Option<(i16, &'a str, &'a str)> {
+    let ended_at = row.revoked_at.or(match row.expires {
+        Expires::At(deadline) => Some(deadline),
+        // The day ends later than it begins in UTC, in every zone: what is left out today is not added tomorrow.
+        Expires::EndOf(date) => Some(date.and_time(NaiveTime::MIN).and_utc()),
+        Expires::Never | Expires::In(_) => None,
+    });
+    let (key, id) = (row.owner_key.as_str(), row.external_id.as_str());
+    (ended_at? < run.ended_before).then(|| (Bucket::of(key).column(), key, id))
+}
+
+/// Parts a batch into the rows to import and, for each row, whether it is one of them. Nothing comes of a row whose token
+/// ended too long ago and is not among `here` (owner's key and external id): neither an owner nor a contact.
+pub(super) fn part<'a>(
+    run: &ImportRun,
+    rows: &'a [ImportRow],
+    here: &HashSet<(String, String)>,
+) -> (Vec<&'a ImportRow>, Vec<bool>) {
+    let taken = |row: &ImportRow| match long_ended(run, row) {
+        Some((_, key, id)) => here.contains(&(key.to_owned(), id.to_owned())),
+        None => true,
+    };
+    let taken: Vec<bool> = rows.iter().map(taken).collect();
+    (rows.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(row, _)| row).collect(), taken)
+}
+
 /// The owners that a batch names, each once and in the order of the store.
-pub(super) fn owners_of(rows: &[ImportRow], now: Timestamp) -> Vec<Owner> {
+pub(super) fn owners_of(rows: &[&ImportRow], now: Timestamp) -> Vec<Owner> {
     let mut zones: BTreeMap<&str, Option<Tz>> = BTreeMap::new();
     for row in rows {
         let zone = zones.entry(&row.owner_key).or_default();
@@ -152,7 +191,7 @@ pub(super) fn owners_of(rows: &[ImportRow], now: Timestamp) -> Vec<Owner> {
 }
 
 /// The addresses that a batch names, each once and in the order of the store.
-pub(super) fn addresses_of(rows: &[ImportRow]) -> Vec<&Address> {
+pub(super) fn addresses_of<'a>(rows: &[&'a ImportRow]) -> Vec<&'a Address> {
     let unique: BTreeSet<(Bucket, &Address)> =
         rows.iter().flat_map(|row| &row.addresses).map(|address| (address.bucket(), address)).collect();
     unique.into_iter().map(|(_, address)| address).collect()
@@ -161,7 +200,7 @@ pub(super) fn addresses_of(rows: &[ImportRow]) -> Vec<&Address> {
 /// Decides what becomes of each row of a batch.
 pub(super) fn merge(
     run: &ImportRun,
-    rows: &[ImportRow],
+    rows: &[&ImportRow],
     owners: &HashMap<String, Owner>,
     known: &HashMap<(OwnerId, String), Known>,
 ) -> Merged {
@@ -232,8 +271,9 @@ fn watched(row: &ImportRow, owner: &Owner, now: Timestamp) -> std::result::Resul
 }
 
 impl Merged {
-    /// What was read has changed before it could be written: says so of the rows whose tokens are not among `written`.
-    pub(super) fn outcomes(mut self, written: &BTreeSet<Uuid>) -> Vec<RowOutcome> {
+    /// What became of each row of a batch, given which of them were `taken`. What was read may have changed before it could
+    /// be written: says so of the rows whose tokens are not among `written`.
+    pub(super) fn outcomes(mut self, written: &BTreeSet<Uuid>, taken: &[bool]) -> Vec<RowOutcome> {
         for (at, (token, _)) in self.rows_of_seen.iter().zip(&self.seen) {
             if !written.contains(&token.id.uuid())
                 && let Some(outcome) = self.outcomes.get_mut(*at)
@@ -242,6 +282,7 @@ impl Merged {
                 *outcome = RowOutcome::Refused(problem.to_owned());
             }
         }
-        self.outcomes
+        let mut outcomes = self.outcomes.into_iter();
+        taken.iter().filter_map(|taken| if *taken { outcomes.next() } else { Some(RowOutcome::LongEnded) }).collect()
     }
 }

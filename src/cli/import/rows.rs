@@ -27,13 +27,14 @@ pub(super) struct Count {
     pub(super) added: u64,
     pub(super) updated: u64,
     pub(super) unchanged: u64,
+    pub(super) long_ended: u64,
     pub(super) refused: u64,
 }
 
 impl Count {
     /// Nothing was written after all.
     pub(super) fn forget_written(&mut self) {
-        (self.added, self.updated, self.unchanged) = (0, 0, 0);
+        (self.added, self.updated, self.unchanged, self.long_ended) = (0, 0, 0, 0);
     }
 }
 
@@ -154,6 +155,7 @@ impl Feed for Rows {
                 Some(RowOutcome::Added) => self.count.added += 1,
                 Some(RowOutcome::Updated) => self.count.updated += 1,
                 Some(RowOutcome::Unchanged) => self.count.unchanged += 1,
+                Some(RowOutcome::LongEnded) => self.count.long_ended += 1,
                 Some(RowOutcome::Refused(problem)) => self.complain(line, &problem),
                 None => {}
             }

@@ -1,6 +1,6 @@
 //! Imports on SQLite: rows travel as JSON.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
@@ -10,7 +10,8 @@ use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::imports::{
-    Feed, ImportRow, ImportRun, Imports, Known, Merged, RowOutcome, Unseen, addresses_of, merge, owners_of,
+    Feed, ImportRow, ImportRun, Imports, Known, Merged, RowOutcome, Unseen, addresses_of, long_ended, merge, owners_of,
+    part,
 };
 use crate::store::row::{self, At, KnownRow, OwnerRow, token_columns};
 use crate::token::{Bucket, ContactId, Owner, OwnerId, Token};
@@ -33,6 +34,21 @@ impl Imports for Sqlite {
             tx.commit().await?;
         }
         Ok(feed.is_clean())
+    }
+
+    async fn owners_without_contact(&self, run: &ImportRun) -> Result<u64> {
+        let mut tx = self.begin_long_read().await?;
+        let (owners,): (i64,) = sqlx::query_as(
+            "SELECT COUNT(*) \
+             FROM owners o \
+             WHERE NOT EXISTS (SELECT 1 FROM owner_contacts c WHERE c.bucket = o.bucket AND c.owner_id = o.id) \
+               AND EXISTS (SELECT 1 FROM tokens t WHERE t.bucket = o.bucket AND t.owner_id = o.id \
+                           AND t.import_run = $1 AND t.status = 'active')",
+        )
+        .bind(run.id)
+        .fetch_one(&mut *tx)
+        .await?;
+        Ok(owners.unsigned_abs())
     }
 
     async fn unseen(&self, run: &ImportRun) -> Result<Unseen> {
@@ -72,20 +88,44 @@ fn seconds(at: Option<Timestamp>) -> Option<i64> {
 }
 
 async fn import_batch(tx: &mut Transaction<'_, Lite>, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
-    let owners = make_owners(tx, run, rows).await?;
-    link_contacts(tx, run, rows, &owners).await?;
-    let known = find(tx, rows, &owners).await?;
-    let merged = merge(run, rows, &owners, &known);
+    let (rows, taken) = part(run, rows, &long_ended_here(tx, run, rows).await?);
+    let owners = make_owners(tx, run, &rows).await?;
+    link_contacts(tx, run, &rows, &owners).await?;
+    let known = find(tx, &rows, &owners).await?;
+    let merged = merge(run, &rows, &owners, &known);
     insert(tx, run, &merged.new).await?;
     let written = update(tx, run, &merged).await?;
-    Ok(merged.outcomes(&written))
+    Ok(merged.outcomes(&written, &taken))
+}
+
+/// Which of the batch's tokens that ended too long ago to be kept are here all the same.
+async fn long_ended_here(
+    tx: &mut Transaction<'_, Lite>,
+    run: &ImportRun,
+    rows: &[ImportRow],
+) -> Result<HashSet<(String, String)>> {
+    let old: Vec<_> = rows.iter().filter_map(|row| long_ended(run, row)).collect();
+    if old.is_empty() {
+        return Ok(HashSet::new());
+    }
+    // Indexes owners_key and tokens_external.
+    let here: Vec<(String, String)> = sqlx::query_as(
+        "SELECT o.key, t.external_id \
+         FROM json_each($1) AS n \
+         CROSS JOIN owners o ON o.bucket = n.value ->> 0 AND o.key = n.value ->> 1 \
+         CROSS JOIN tokens t ON t.bucket = o.bucket AND t.owner_id = o.id AND t.external_id = n.value ->> 2",
+    )
+    .bind(json(old))
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(here.into_iter().collect())
 }
 
 /// Makes the owners that do not exist yet, and returns all, by key.
 async fn make_owners(
     tx: &mut Transaction<'_, Lite>,
     run: &ImportRun,
-    rows: &[ImportRow],
+    rows: &[&ImportRow],
 ) -> Result<HashMap<String, Owner>> {
     let wanted = owners_of(rows, run.now);
     let wanted = json(wanted.iter().map(|owner| {
@@ -119,7 +159,7 @@ async fn make_owners(
 async fn link_contacts(
     tx: &mut Transaction<'_, Lite>,
     run: &ImportRun,
-    rows: &[ImportRow],
+    rows: &[&ImportRow],
     owners: &HashMap<String, Owner>,
 ) -> Result<()> {
     let addresses = addresses_of(rows);
@@ -172,7 +212,7 @@ async fn link_contacts(
 /// The tokens of the batch that are there already, by owner and external id.
 async fn find(
     tx: &mut Transaction<'_, Lite>,
-    rows: &[ImportRow],
+    rows: &[&ImportRow],
     owners: &HashMap<String, Owner>,
 ) -> Result<HashMap<(OwnerId, String), Known>> {
     let wanted = rows.iter().filter_map(|row| {
