@@ -6,9 +6,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::cli::{LAPSED, Place, Ran, fact, finish};
+use crate::support::postgres;
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, PgConnection, SqliteConnection};
 
 const HEADER: &str = "owner,emails,description,expires_at,external_id\n";
 
@@ -265,6 +266,46 @@ async fn a_strict_import_that_is_interrupted_leaves_nothing() {
     drop(input);
     assert_eq!((ran.status, number(&ran.stdout, "added")), (Some(1), 0), "{ran}");
     assert_eq!(tokens(&place).await, 0);
+}
+
+#[tokio::test]
+async fn a_prune_that_is_interrupted_stops_between_two_transactions() {
+    let database = postgres::fresh().await;
+    let place = Place::with_store(&database.url);
+    place.write("all.csv", &list(1_000));
+    place.write("one.csv", &list(1));
+    place.line("token import all.csv").ok();
+    // Somebody has one of the tokens that end first, so that the program must wait in the middle.
+    let mut store = PgConnection::connect(&database.url).await.expect("the store");
+    let active = "SELECT COUNT(*) FROM tokens WHERE status = 'active'";
+    let lock = "SELECT id FROM tokens WHERE external_id <> '0' ORDER BY bucket, id LIMIT 1 FOR UPDATE";
+    sqlx::raw_sql("BEGIN").execute(&mut store).await.expect("a transaction");
+    sqlx::raw_sql(lock).execute(&mut store).await.expect("the lock");
+    let words = ["--config", "lapsed.toml", "token", "import", "one.csv", "--prune", "--force"];
+    let mut command = place.bare(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the program");
+    let waiting =
+        "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    // Not from within the transaction, where this does not change.
+    let mut watch = PgConnection::connect(&database.url).await.expect("the store");
+    let start = Instant::now();
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut watch).await.expect(waiting) == 0 {
+        assert!(start.elapsed() < Duration::from_secs(10), "nobody waits for the lock");
+    }
+    interrupt(&child);
+    sqlx::raw_sql("ROLLBACK").execute(&mut store).await.expect("the end of the lock");
+    let ran = Ran::new("token import --prune".into(), child.wait_with_output().expect("the program ends"));
+    let ended = number(&ran.stdout, "ended");
+    assert!(0 < ended && ended < 999, "{ran}");
+    let told = format!(
+        "lapsed: interrupted: the list is imported, and {ended} of the 999 tokens that it no longer has were ended; \
+         import it again to end the others\n"
+    );
+    assert_eq!((ran.status, &ran.stderr), (Some(1), &told));
+    let left: i64 = sqlx::query_scalar(active).fetch_one(&mut store).await.expect(active);
+    assert_eq!(left.unsigned_abs(), 1_000 - ended);
+    assert_eq!(number(&place.run(&words[2..]).ok(), "ended"), 999 - ended);
 }
 
 #[tokio::test]

@@ -4,15 +4,18 @@ mod rows;
 
 use std::path::PathBuf;
 
-use anyhow::{anyhow, bail};
+use anyhow::bail;
 use chrono::TimeDelta;
 use clap::Args;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::rows::{Count, Rows};
 use super::{Outcome, output};
 use crate::clock::{Clock, Timestamp};
 use crate::config::format_duration;
+use crate::import::ListError;
+use crate::service;
 use crate::store::imports::{Feed, ImportRun};
 use crate::store::{Error, Store};
 use crate::token::{Bucket, text};
@@ -48,61 +51,64 @@ impl Import {
         let now = clock.now();
         let ended_before = now.checked_sub_signed(keep).unwrap_or(Timestamp::UNIX_EPOCH);
         let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now, ended_before };
-        let name = rows::name(&self.file);
         let mut rows = Rows::open(&self.file)?;
-        let done = if self.strict {
-            let imported = tokio::select! {
-                imported = store.import_strictly(&run, &mut rows) => Some(imported),
-                _ = tokio::signal::ctrl_c() => None,
-            };
-            if !matches!(imported, Some(Ok(true))) {
-                rows.count.forget_written();
-            }
-            imported.map(|imported| imported.map(|_| ()))
-        } else {
-            tokio::select! {
-                done = import(store, &run, &mut rows) => Some(done),
-                _ = tokio::signal::ctrl_c() => None,
-            }
-        };
+        let stop = CancellationToken::new();
+        service::stop_on_signals(&stop)?;
+        let done = self.read(store, &run, &mut rows, &stop).await;
         rows.end();
         let count = std::mem::take(&mut rows.count);
-        let ended = match (&rows.fatal, &done) {
-            (None, Some(Ok(()))) if self.prune && count.refused == 0 => Some(prune(store, &run, self.force).await),
-            _ => None,
+        let complete = matches!(done, Some(Ok(()))) && rows.fatal.is_none() && count.refused == 0;
+        let mut ended = None;
+        let pruned = match self.prune && complete {
+            true => prune(store, &run, self.force, &stop, &mut ended).await,
+            false => Ok(()),
         };
-        let without_contact = match &done {
-            Some(Ok(())) if count.added + count.updated + count.unchanged > 0 => {
-                store.owners_without_contact(&run).await?
-            }
-            _ => 0,
-        };
+        let landed = count.added + count.updated + count.unchanged > 0;
+        let without_contact = if landed { store.owners_without_contact(&run).await? } else { 0 };
         remark(&count, without_contact, keep);
-        let reported = report(&count, ended.as_ref().and_then(|ended| ended.as_ref().ok()).copied());
-        match done {
-            Some(done) => done?,
-            None => {
-                let problem = match self.strict {
-                    true => "interrupted: nothing was imported",
-                    false => "interrupted: what was counted above is in the store; import the list again to go on",
-                };
-                return Err(anyhow!(problem).into());
-            }
-        }
-        if let Some(error) = rows.fatal {
-            return Err(anyhow!("{name} {error}").into());
-        }
-        if let Some(Err(error)) = ended {
-            return Err(error.into());
-        }
-        if count.refused > 0 {
-            let nothing = if self.strict { "; with --strict nothing was imported" } else { "" };
-            let pruned = if self.prune { "; nothing was pruned, for the list may not be complete" } else { "" };
-            let bad = if count.refused == 1 { "one bad row".into() } else { format!("{} bad rows", count.refused) };
-            return Err(anyhow!("{bad} in {name}{nothing}{pruned}").into());
-        }
+        let reported = report(&count, ended);
+        self.verdict(done, rows.fatal, count.refused)?;
+        pruned?;
         // Last, because a reader that has gone away must not make a bad list a success.
         Ok(reported?)
+    }
+
+    /// Imports what can be read of the list; `None` when it was interrupted.
+    async fn read<S: Store>(
+        &self,
+        store: &S,
+        run: &ImportRun,
+        rows: &mut Rows,
+        stop: &CancellationToken,
+    ) -> Option<Result<(), Error>> {
+        if !self.strict {
+            return stop.run_until_cancelled(import(store, run, rows)).await;
+        }
+        let imported = stop.run_until_cancelled(store.import_strictly(run, rows)).await;
+        if !matches!(imported, Some(Ok(true))) {
+            rows.count.forget_written();
+        }
+        imported.map(|imported| imported.map(|_| ()))
+    }
+
+    /// Why the list was not imported as a whole.
+    fn verdict(&self, done: Option<Result<(), Error>>, fatal: Option<ListError>, refused: u64) -> anyhow::Result<()> {
+        match done {
+            Some(done) => done?,
+            None if self.strict => bail!("interrupted: nothing was imported"),
+            None => bail!("interrupted: what was counted above is in the store; import the list again to go on"),
+        }
+        let name = rows::name(&self.file);
+        if let Some(error) = fatal {
+            bail!("{name} {error}");
+        }
+        if refused > 0 {
+            let nothing = if self.strict { "; with --strict nothing was imported" } else { "" };
+            let pruned = if self.prune { "; nothing was pruned, for the list may not be complete" } else { "" };
+            let bad = if refused == 1 { "one bad row".into() } else { format!("{refused} bad rows") };
+            bail!("{bad} in {name}{nothing}{pruned}");
+        }
+        Ok(())
     }
 }
 
@@ -152,8 +158,14 @@ async fn import<S: Store>(store: &S, run: &ImportRun, rows: &mut Rows) -> Result
     Ok(())
 }
 
-/// Ends what the list no longer has.
-async fn prune<S: Store>(store: &S, run: &ImportRun, force: bool) -> anyhow::Result<u64> {
+/// Ends what the list no longer has, and counts it in `ended`: each bucket in a transaction of its own.
+async fn prune<S: Store>(
+    store: &S,
+    run: &ImportRun,
+    force: bool,
+    stop: &CancellationToken,
+    ended: &mut Option<u64>,
+) -> anyhow::Result<()> {
     let unseen = store.unseen(run).await?;
     if !force && unseen.unseen * 100 > unseen.active * PRUNE_PERCENT {
         bail!(
@@ -164,9 +176,16 @@ async fn prune<S: Store>(store: &S, run: &ImportRun, force: bool) -> anyhow::Res
             run.source
         );
     }
-    let mut ended = 0;
+    let ended = ended.insert(0);
     for bucket in 0..=u8::MAX {
-        ended += store.end_unseen(run, Bucket::from_number(bucket)).await?;
+        if stop.is_cancelled() {
+            bail!(
+                "interrupted: the list is imported, and {ended} of the {} tokens that it no longer has were ended; \
+                 import it again to end the others",
+                unseen.unseen
+            );
+        }
+        *ended += store.end_unseen(run, Bucket::from_number(bucket)).await?;
     }
-    Ok(ended)
+    Ok(())
 }
