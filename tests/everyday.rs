@@ -551,39 +551,62 @@ fn csv_and_json_have_the_same_fields() {
 
 #[test]
 fn status_tells_what_the_jobs_did_and_what_waits() {
-    let place = Place::new();
+    status_tells(Place::new());
+}
+
+#[tokio::test]
+async fn status_tells_what_the_jobs_did_and_what_waits_on_postgresql() {
+    let database = postgres::fresh().await;
+    status_tells(Place::with_store(&database.url));
+}
+
+fn status_tells(mut place: Place) {
     place.configure(WITH_MAIL);
     let before = place.line("status").ok();
     let none = "tokens    none\nmessages  none\nwaiting   0\n\nNo job has run yet: `lapsed run` starts them.\n";
     assert_eq!(before, none);
     assert_eq!(
         place.line("status --format json").ok(),
-        "{\"jobs\":[],\"messages\":{},\"oldest_waiting_since\":null,\"tokens\":{},\"watermarks\":{}}\n"
+        "{\"jobs\":[],\"last_sent_at\":null,\"messages\":{},\"oldest_waiting_since\":null,\"tokens\":{},\"watermarks\":{}}\n"
     );
     let near = (SystemClock::default().now() + TimeDelta::days(5)).to_rfc3339();
     let list = format!("owner,emails,description,expires_at,created_at\nalice,a@example.org,x,{near},2020-01-01\n");
-    place.run_with(["token", "import", "-"], &list).ok();
+    let more = "alice,,past,2020-01-31,2019-01-01\nalice,,gone,2020-01-31,2019-01-01\nalice,,never,,2019-01-01\n";
+    place.set("LAPSED__RETENTION__ENDED_TOKENS", "36500d");
+    place.run_with(["token", "import", "-"], &(list + more)).ok();
+    place.run(["token", "revoke", &short_of(&place, "never")]).ok();
+    let unmarked = place.line("status").ok();
+    assert_eq!(fact(&unmarked, "tokens"), "1 active, 2 past their deadline and not yet marked, 1 revoked");
+    assert_eq!(
+        json(&place.line("status --format json").ok())["tokens"],
+        json("{\"active\":1,\"past_deadline\":2,\"revoked\":1}")
+    );
     place.line("run --once").ok();
     let after = rows(&place.line("status").ok());
     assert_eq!(
         after,
         [
-            "tokens | 1 active",
+            "tokens | 1 active, 2 expired, 1 revoked",
             "messages | 1 sent",
             "waiting | 0",
+            "last sent | [n] s ago",
             "reminders done | 30d lead, up to what was due [n] s ago",
             "reminders done | 7d lead, up to what was due [n] s ago",
             "reminders done | 1d lead, up to what was due [n] s ago",
             "",
             "JOB | LAST START | FINISHED | LEASE | RESULT",
-            "expire | [n] s ago | [n] s ago | free | nothing was due",
-            "purge | [n] s ago | [n] s ago | free | nothing was due",
+            "expire | [n] s ago | [n] s ago | free | tokens expired: 2, settled: 2",
+            "purge | [n] s ago | [n] s ago | free | reminders purged: 2",
             "reconcile | [n] s ago | [n] s ago | free | started over",
             "remind | [n] s ago | [n] s ago | free | reminders: 1, settled: 1",
         ]
     );
     let status = json(&place.line("status --format json").ok());
-    assert_eq!((&status["tokens"], &status["messages"]), (&json("{\"active\":1}"), &json("{\"sent\":1}")));
+    assert_eq!(
+        (&status["tokens"], &status["messages"]),
+        (&json("{\"active\":1,\"expired\":2,\"revoked\":1}"), &json("{\"sent\":1}"))
+    );
+    assert_eq!(scrub(&status["last_sent_at"].to_string()), "\"[instant]\"");
     assert_eq!(status["jobs"].as_array().map(Vec::len), Some(4));
     let remind = &status["jobs"][3];
     assert_eq!(

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::{Outcome, output};
 use crate::clock::{Clock, Timestamp};
 use crate::store::Store;
+use crate::store::accounts::TokenCounts;
 use crate::store::jobs::JobRecord;
 use crate::store::outbox::MessageState;
 
@@ -30,15 +31,16 @@ pub struct Status {
 impl Status {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
         let now = clock.now();
-        let tokens = store.token_counts().await?;
+        let tokens = named(store.token_counts(now).await?);
         let messages = store.message_counts().await?;
         let oldest = store.oldest_waiting().await?;
+        let last_sent = store.last_sent().await?;
         let jobs = store.job_records().await?;
         let mut watermarks: Vec<_> = store.watermarks().await?.into_iter().collect();
         watermarks.sort_by_key(|(lead, _)| std::cmp::Reverse(*lead));
         if self.format == Format::Json {
             let tokens: serde_json::Map<String, Value> =
-                tokens.iter().map(|(status, count)| (status.to_string(), (*count).into())).collect();
+                tokens.iter().map(|(name, _, count)| ((*name).to_owned(), (*count).into())).collect();
             let messages: serde_json::Map<String, Value> =
                 messages.iter().map(|(state, count)| (state.to_string(), (*count).into())).collect();
             let watermarks: serde_json::Map<String, Value> =
@@ -48,6 +50,7 @@ impl Status {
                 "tokens": tokens,
                 "messages": messages,
                 "oldest_waiting_since": text(oldest),
+                "last_sent_at": text(last_sent),
                 "watermarks": watermarks,
                 "jobs": jobs,
             });
@@ -60,12 +63,15 @@ impl Status {
         };
         let waiting: u64 = messages.iter().filter(|(state, _)| is_waiting(*state)).map(|(_, count)| count).sum();
         let mut rows = vec![
-            ("tokens", counts(tokens.iter().map(|(status, count)| (status.to_string(), *count)).collect())),
+            ("tokens", counts(tokens.iter().map(|(_, words, count)| ((*words).to_owned(), *count)).collect())),
             ("messages", counts(messages.iter().map(|(state, count)| (state.to_string(), *count)).collect())),
             ("waiting", waiting.to_string()),
         ];
         if let Some(oldest) = oldest {
             rows.push(("the oldest since", ago(oldest, now)));
+        }
+        if let Some(last_sent) = last_sent {
+            rows.push(("last sent", ago(last_sent, now)));
         }
         for (lead, mark) in &watermarks {
             rows.push(("reminders done", format!("{lead} lead, up to what was due {}", ago(mark.instant, now))));
@@ -81,6 +87,19 @@ impl Status {
         output::print(&text)?;
         Ok(())
     }
+}
+
+/// The counts that are not 0: for programs, for people, and how many.
+fn named(tokens: TokenCounts) -> Vec<(&'static str, &'static str, u64)> {
+    let TokenCounts { active, past_deadline, expired, revoked } = tokens;
+    let mut named = vec![
+        ("active", "active", active),
+        ("past_deadline", "past their deadline and not yet marked", past_deadline),
+        ("expired", "expired", expired),
+        ("revoked", "revoked", revoked),
+    ];
+    named.retain(|(.., count)| *count > 0);
+    named
 }
 
 fn is_waiting(state: MessageState) -> bool {

@@ -195,11 +195,11 @@ pub trait Accounts {
         visit: impl FnMut(Token, String) -> ControlFlow<()> + Send,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// How many tokens there are, by status. Counts them all: not for the hot path.
+    /// How many tokens there are. Counts them all: not for the hot path.
     ///
     /// # Errors
     /// When the store fails.
-    fn token_counts(&self) -> impl Future<Output = Result<Vec<TokenCount>>> + Send;
+    fn token_counts(&self, now: Timestamp) -> impl Future<Output = Result<TokenCounts>> + Send;
 
     /// A page of owners, in the order of bucket and id: those after `after`, `limit` at most.
     ///
@@ -292,5 +292,15 @@ pub enum TokenOrder {
     Owner,
 }
 
-/// How many tokens there are in a status.
-pub type TokenCount = (Status, u64);
+/// How many tokens there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenCounts {
+    /// Active, and their deadline lies ahead.
+    pub active: u64,
+    /// Marked as active, but their deadline has passed: `expire` has not come to them yet.
+    pub past_deadline: u64,
+    /// Marked as expired.
+    pub expired: u64,
+    /// Revoked or replaced.
+    pub revoked: u64,
+}

@@ -334,12 +334,19 @@ macro_rules! common_operations {
                 Ok(())
             }
 
-            async fn token_counts(&self) -> Result<Vec<TokenCount>> {
-                let rows: Vec<(String, i64)> =
-                    sqlx::query_as("SELECT status, COUNT(*) FROM tokens GROUP BY status ORDER BY status")
-                        .fetch_all(self.reader())
-                        .await?;
-                rows.into_iter().map(row::token_count).collect()
+            async fn token_counts(&self, now: Timestamp) -> Result<TokenCounts> {
+                let mut tx = self.begin_long_read().await?;
+                let row: CountsRow = sqlx::query_as(
+                    "SELECT COUNT(*) FILTER (WHERE status = 'active') AS marked_active, \
+                            COUNT(*) FILTER (WHERE status = 'active' AND expires_at <= $1) AS past_deadline, \
+                            COUNT(*) FILTER (WHERE status = 'expired') AS expired, \
+                            COUNT(*) FILTER (WHERE status = 'revoked') AS revoked \
+                     FROM tokens",
+                )
+                .bind(At(now))
+                .fetch_one(&mut *tx)
+                .await?;
+                Ok(row.into())
             }
 
             async fn list_owners(

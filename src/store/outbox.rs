@@ -181,6 +181,12 @@ pub trait Outbox {
     /// When the store fails.
     fn oldest_waiting(&self) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
 
+    /// When a mail server last took a message.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn last_sent(&self) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+
     /// How many messages there are, by state. Counts them all: not for the hot path.
     ///
     /// # Errors
@@ -224,6 +230,12 @@ pub(super) const GIVE_UP_REMINDERS: &str = "UPDATE reminders SET state = 'failed
 /// When the oldest message was opened that still waits.
 pub(super) const OLDEST_WAITING: &str =
     "SELECT MIN(created_at) FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
+
+/// When a mail server last took a message: the end of the index `messages_finished`.
+pub(super) const LAST_SENT: &str = "SELECT finished_at FROM messages \
+     WHERE state = 'sent' AND finished_at IS NOT NULL \
+     ORDER BY finished_at DESC \
+     LIMIT 1";
 
 /// How many messages there are, by state.
 pub(super) const MESSAGE_COUNTS: &str = "SELECT state, COUNT(*) FROM messages GROUP BY state ORDER BY state";

@@ -11,7 +11,7 @@ use sqlx::error::BoxDynError;
 use sqlx::{Decode, Encode, FromRow, Postgres, Sqlite, Type};
 use uuid::Uuid;
 
-use super::accounts::{OwnerSummary, ReminderRecord, TokenCount};
+use super::accounts::{OwnerSummary, ReminderRecord, TokenCounts};
 use super::imports::Known;
 use super::jobs::JobRecord;
 use super::outbox::{ClaimedMessage, ClaimedReminder, MessageState};
@@ -478,10 +478,23 @@ impl From<JobRow> for JobRecord {
     }
 }
 
-/// A token status and how many there are.
-pub(super) fn token_count((status, count): (String, i64)) -> Result<TokenCount> {
-    let status = word("tokens", "status", Uuid::nil(), &status)?;
-    Ok((status, count.unsigned_abs()))
+#[derive(FromRow)]
+pub(super) struct CountsRow {
+    marked_active: i64,
+    past_deadline: i64,
+    expired: i64,
+    revoked: i64,
+}
+
+impl From<CountsRow> for TokenCounts {
+    fn from(row: CountsRow) -> Self {
+        Self {
+            active: (row.marked_active - row.past_deadline).unsigned_abs(),
+            past_deadline: row.past_deadline.unsigned_abs(),
+            expired: row.expired.unsigned_abs(),
+            revoked: row.revoked.unsigned_abs(),
+        }
+    }
 }
 
 /// A message state and how many there are.

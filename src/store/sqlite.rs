@@ -23,11 +23,13 @@ use sqlx::{ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
-    Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCount, TokenFilter, TokenOrder,
+    Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCounts, TokenFilter, TokenOrder,
 };
 use super::common::common_operations;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
-use super::row::{self, At, ContactRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns};
+use super::row::{
+    self, At, ContactRow, CountsRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns,
+};
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::Timestamp;

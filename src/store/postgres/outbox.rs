@@ -8,8 +8,8 @@ use super::planning::write_reminders;
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING, Outbox, QUEUE,
-    Queue, RECORD, RENEW, Record, SUPPRESS, Settled,
+    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING,
+    Outbox, QUEUE, Queue, RECORD, RENEW, Record, SUPPRESS, Settled,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::Bucket;
@@ -155,6 +155,11 @@ impl Outbox for Postgres {
     async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
         let (oldest,): (Option<At>,) = sqlx::query_as(OLDEST_WAITING).fetch_one(&self.pool).await?;
         Ok(oldest.map(|at| at.0))
+    }
+
+    async fn last_sent(&self) -> Result<Option<Timestamp>> {
+        let last: Option<(At,)> = sqlx::query_as(LAST_SENT).fetch_optional(&self.pool).await?;
+        Ok(last.map(|(at,)| at.0))
     }
 
     async fn message_counts(&self) -> Result<Vec<MessageCount>> {
