@@ -102,20 +102,11 @@ pub fn rotate(
         lifetime.and_then(|lifetime| now.checked_add_signed(lifetime))
     });
     ahead(expires_at, now)?;
-    let bucket = token.id.bucket();
-    let secret = Secret::generate(bucket);
+    let secret = Secret::generate(token.id.bucket());
     let mut successor = Token {
-        id: TokenId::new(bucket, now),
-        hint: Some(secret.hint()),
-        created_at: now,
+        scopes: token.scopes.clone(),
         expires_at,
-        deadline_set_at: now,
-        generation: 0,
-        unplanned: false,
-        last_used_at: None,
-        status: Status::Active,
-        ended_at: None,
-        ..token.clone()
+        ..Token::new(token.owner, token.kind, &token.description, now).with_secret(&secret)
     };
     mark_unplanned(&mut successor, now);
 
@@ -172,26 +163,17 @@ pub struct Watched {
 pub fn import_new(owner: &Owner, source: &str, external_id: &str, watched: &Watched, now: Timestamp) -> Token {
     let created_at = watched.created_at.unwrap_or(now).min(now);
     let mut token = Token {
-        id: TokenId::new(owner.id.bucket(), now),
-        owner: owner.id,
-        kind: Kind::Additional,
-        description: watched.description.clone(),
-        scopes: Vec::new(),
-        issued: false,
         external_id: Some(external_id.to_owned()),
         source: Some(source.to_owned()),
-        hint: None,
         created_at,
         expires_at: watched.expires_at,
         // A list that does not say when a token was made does not say that it was made just now, either: every reminder
         // that is due is owed.
         deadline_set_at: watched.created_at.map_or(Timestamp::UNIX_EPOCH, |_| created_at),
-        generation: 0,
-        unplanned: false,
         last_used_at: watched.last_used_at,
         status: if watched.revoked_at.is_some() { Status::Revoked } else { Status::Active },
         ended_at: watched.revoked_at,
-        replaced_by: None,
+        ..Token::new(owner.id, Kind::Additional, &watched.description, now)
     };
     if token.status == Status::Active {
         mark_unplanned(&mut token, now);
@@ -284,24 +266,10 @@ mod tests {
     fn token(kind: Kind, expires_at: Option<Timestamp>) -> Token {
         let bucket = Bucket::of("alice");
         Token {
-            id: TokenId::new(bucket, at(0)),
-            owner: OwnerId::new(bucket, at(0)),
-            kind,
-            description: "deploy key (CI)".into(),
             scopes: vec!["repo:read".into()],
-            issued: true,
-            external_id: None,
-            source: None,
-            hint: Some("x7Qa".into()),
-            created_at: at(0),
             expires_at,
-            deadline_set_at: at(0),
-            generation: 0,
-            unplanned: false,
-            last_used_at: None,
-            status: Status::Active,
-            ended_at: None,
-            replaced_by: None,
+            ..Token::new(OwnerId::new(bucket, at(0)), kind, "deploy key (CI)", at(0))
+                .with_secret(&Secret::generate(bucket))
         }
     }
 

@@ -150,6 +150,36 @@ pub struct Token {
 }
 
 impl Token {
+    /// An active token of an owner that is made now, without a secret and without a deadline.
+    pub fn new(owner: OwnerId, kind: Kind, description: &str, now: Timestamp) -> Self {
+        Self {
+            id: TokenId::new(owner.bucket(), now),
+            owner,
+            kind,
+            description: description.to_owned(),
+            scopes: Vec::new(),
+            issued: false,
+            external_id: None,
+            source: None,
+            hint: None,
+            created_at: now,
+            expires_at: None,
+            deadline_set_at: now,
+            generation: 0,
+            unplanned: false,
+            last_used_at: None,
+            status: Status::Active,
+            ended_at: None,
+            replaced_by: None,
+        }
+    }
+
+    /// The same with a secret, which whoever stores the token stores with it.
+    #[must_use]
+    pub fn with_secret(self, secret: &Secret) -> Self {
+        Self { issued: true, hint: Some(secret.hint()), ..self }
+    }
+
     /// Whether the token is honoured at this instant, and if not, why.
     ///
     /// # Errors

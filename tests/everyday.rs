@@ -384,6 +384,39 @@ fn owners(place: &Place) {
 }
 
 #[test]
+fn an_imported_owner_gets_its_primary_and_its_contacts_at_once() {
+    completed(&Place::new());
+}
+
+#[tokio::test]
+async fn an_imported_owner_gets_its_primary_and_its_contacts_at_once_on_postgresql() {
+    let database = postgres::fresh().await;
+    completed(&Place::with_store(&database.url));
+}
+
+fn completed(place: &Place) {
+    place.run_with(["token", "import", "-"], "owner,description,expires_at\nbob,x,2099-01-31\n").ok();
+    let added = place.line("owner add bob --email b@example.org --email a@example.org");
+    assert_eq!(
+        added.stderr,
+        "Keep the secret now: it is not shown again.\nbob was imported before; now it has a primary token.\n"
+    );
+    let told = added.ok();
+    assert_eq!((fact(&told, "owner"), fact(&told, "kind")), ("bob".into(), "primary".into()));
+    place.verify(&fact(&told, "secret")).ok();
+    let contacts = || {
+        let list = place.line("owner contact list bob --format json").ok();
+        list.lines().map(|line| json(line)["address"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(contacts(), ["\"a@example.org\"", "\"b@example.org\""]);
+    // It has a primary now: nothing of a second attempt stays.
+    let complaint = place.line("owner add bob --email c@example.org").fails(1);
+    assert_eq!(complaint, "lapsed: owner bob exists already\n");
+    assert_eq!(contacts().len(), 2);
+    assert_eq!(described(place, "--owner bob").len(), 2);
+}
+
+#[test]
 fn an_address_may_speak_for_several_owners() {
     let place = Place::new();
     place.owner("alice", "alice@example.org");

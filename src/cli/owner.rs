@@ -11,9 +11,9 @@ use clap::Args;
 use super::listing::{Fields, FormatArg, Listing};
 use super::{Outcome, lookup, output};
 use crate::clock::{Clock, Timestamp};
-use crate::store::accounts::{NewContact, OwnerSummary, TokenFilter, TokenOrder};
+use crate::store::accounts::{NewContact, OwnerRef, OwnerSummary, TokenFilter, TokenOrder};
 use crate::store::{Error, Store};
-use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Status, Token, TokenId, text};
+use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Status, Token, text};
 
 /// How many owners are read at once.
 const PAGE: u32 = 1_000;
@@ -49,40 +49,39 @@ impl Add {
             time_zone: self.time_zone,
             locale: self.locale,
         };
-        let secret = Secret::generate(bucket);
-        let primary = new_token(&owner, Kind::Primary, "primary token", &secret, now);
         let contacts: Vec<NewContact> = self.emails.into_iter().map(Into::into).collect();
+        let secret = Secret::generate(bucket);
+        let primary = first_token(owner.id, &secret, now);
         match store.add_owner(&owner, &contacts, Some((&primary, &secret.hash())), now).await {
-            Ok(()) => output::new_token(&primary, &secret, &owner, now)?,
-            Err(Error::Exists { what, name }) => {
-                complete(store, &name, &contacts, now).await?.ok_or(Error::Exists { what, name })?
+            Err(error @ Error::Exists { .. }) => {
+                let found = store.find_owners(&OwnerRef::Key(owner.key)).await?;
+                complete(store, found.first().ok_or(error)?, &contacts, now).await?;
             }
-            Err(error) => return Err(error.into()),
+            added => {
+                added?;
+                output::new_token(&primary, &secret, &owner, now)?;
+            }
         }
         Ok(())
     }
 }
 
-/// Gives an owner that an import made what it lacks: its primary token, and these contacts. `None` when it has one.
-async fn complete<S: Store>(
-    store: &S,
-    key: &str,
-    contacts: &[NewContact],
-    now: Timestamp,
-) -> anyhow::Result<Option<()>> {
-    let owner = lookup::owner(store, key).await?;
-    if has_primary(store, owner.id, now).await? {
-        return Ok(None);
-    }
+/// Gives an owner that an import made what it lacks: its primary token, and these contacts.
+async fn complete<S: Store>(store: &S, owner: &Owner, contacts: &[NewContact], now: Timestamp) -> anyhow::Result<()> {
     let secret = Secret::generate(owner.id.bucket());
-    let primary = new_token(&owner, Kind::Primary, "primary token", &secret, now);
-    store.add_token(&primary, Some(&secret.hash())).await?;
-    for contact in contacts {
-        store.link_contact(owner.id, contact, now).await?;
-    }
-    output::new_token(&primary, &secret, &owner, now)?;
-    output::say(&format!("{key} was imported before; now it has a primary token."));
-    Ok(Some(()))
+    let primary = first_token(owner.id, &secret, now);
+    store.add_primary(&primary, &secret.hash(), contacts, now).await.map_err(|error| match error {
+        Error::Exists { .. } => Error::Exists { what: "owner", name: owner.key.clone() },
+        error => error,
+    })?;
+    output::new_token(&primary, &secret, owner, now)?;
+    output::say(&format!("{} was imported before; now it has a primary token.", owner.key));
+    Ok(())
+}
+
+/// An owner's primary token, which never expires.
+pub(super) fn first_token(owner: OwnerId, secret: &Secret, now: Timestamp) -> Token {
+    Token::new(owner, Kind::Primary, "primary token", now).with_secret(secret)
 }
 
 /// Whether an owner has a primary token.
@@ -235,29 +234,5 @@ impl Remove {
             }
         }
         Ok(())
-    }
-}
-
-/// A token that is made now and never expires.
-pub(super) fn new_token(owner: &Owner, kind: Kind, description: &str, secret: &Secret, now: Timestamp) -> Token {
-    Token {
-        id: TokenId::new(owner.id.bucket(), now),
-        owner: owner.id,
-        kind,
-        description: description.to_owned(),
-        scopes: Vec::new(),
-        issued: true,
-        external_id: None,
-        source: None,
-        hint: Some(secret.hint()),
-        created_at: now,
-        expires_at: None,
-        deadline_set_at: now,
-        generation: 0,
-        unplanned: false,
-        last_used_at: None,
-        status: Status::Active,
-        ended_at: None,
-        replaced_by: None,
     }
 }

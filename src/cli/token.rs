@@ -41,7 +41,7 @@ impl Create {
         let secret = Secret::generate(owner.id.bucket());
         // An owner that came with an import has no primary token; the first one that is issued to it here is that.
         let kind = if owner::has_primary(store, owner.id, now).await? { Kind::Additional } else { Kind::Primary };
-        let mut token = owner::new_token(&owner, kind, &self.description, &secret, now);
+        let mut token = Token::new(owner.id, kind, &self.description, now).with_secret(&secret);
         token.scopes = self.scopes;
         token.expires_at = resolve(&self.expires, now, &owner)?;
         change::mark_unplanned(&mut token, now);

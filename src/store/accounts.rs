@@ -155,6 +155,18 @@ pub trait Accounts {
     /// [`Error::Missing`](super::Error::Missing) when there is no such owner.
     fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> impl Future<Output = Result<()>> + Send;
 
+    /// Gives an owner that came with an import its primary token, and these contacts.
+    ///
+    /// # Errors
+    /// [`Error::Exists`](super::Error::Exists) when it has a primary token, with nothing written.
+    fn add_primary(
+        &self,
+        primary: &Token,
+        secret: &SecretHash,
+        contacts: &[NewContact],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
     /// The tokens whose id this is, or ends so.
     ///
     /// # Errors

@@ -34,12 +34,7 @@ macro_rules! common_operations {
                 if added.rows_affected() == 0 {
                     return Err(Error::Exists { what: "owner", name: owner.key.clone() });
                 }
-                // In one order, so that two owners with the same contacts never wait for each other in a circle.
-                let mut contacts: Vec<&NewContact> = contacts.iter().collect();
-                contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
-                for contact in contacts {
-                    link(&mut tx, owner.id, contact, now).await?;
-                }
+                link_all(&mut tx, owner.id, contacts, now).await?;
                 if let Some((token, secret)) = primary {
                     insert_token(&mut tx, token, Some(secret)).await?;
                 }
@@ -158,6 +153,20 @@ macro_rules! common_operations {
             async fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> Result<()> {
                 let mut tx = self.begin().await?;
                 insert_token(&mut tx, token, secret).await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn add_primary(
+                &self,
+                primary: &Token,
+                secret: &SecretHash,
+                contacts: &[NewContact],
+                now: Timestamp,
+            ) -> Result<()> {
+                let mut tx = self.begin().await?;
+                link_all(&mut tx, primary.owner, contacts, now).await?;
+                insert_token(&mut tx, primary, Some(secret)).await?;
                 tx.commit().await?;
                 Ok(())
             }
@@ -566,6 +575,21 @@ macro_rules! common_operations {
             .fetch_optional(pool)
             .await?;
             row.map(Contact::try_from).transpose()
+        }
+
+        async fn link_all(
+            tx: &mut Transaction<'_, $database>,
+            owner: OwnerId,
+            contacts: &[NewContact],
+            now: Timestamp,
+        ) -> Result<()> {
+            // In one order, so that two owners with the same contacts never wait for each other in a circle.
+            let mut contacts: Vec<&NewContact> = contacts.iter().collect();
+            contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
+            for contact in contacts {
+                link(tx, owner, contact, now).await?;
+            }
+            Ok(())
         }
 
         async fn link(

@@ -15,7 +15,7 @@ use lapsed::store::jobs::Lease;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::Written;
 use lapsed::store::{Accounts, Jobs};
-use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Status, Token, TokenId};
+use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Token, TokenId};
 use uuid::Uuid;
 
 use super::backend::Backend;
@@ -245,24 +245,11 @@ pub fn new_token(
 ) -> (Token, Secret) {
     let secret = Secret::generate(owner.bucket());
     let mut token = Token {
-        id: TokenId::new(owner.bucket(), now),
-        owner,
-        kind: Kind::Additional,
-        description: "deploy key (CI)".into(),
         scopes: vec!["repo:read".into()],
-        issued: true,
-        external_id: None,
-        source: None,
-        hint: Some(secret.hint()),
         created_at,
         expires_at,
         deadline_set_at: created_at,
-        generation: 0,
-        unplanned: false,
-        last_used_at: None,
-        status: Status::Active,
-        ended_at: None,
-        replaced_by: None,
+        ..Token::new(owner, Kind::Additional, "deploy key (CI)", now).with_secret(&secret)
     };
     change::mark_unplanned(&mut token, now);
     (token, secret)

@@ -3,10 +3,10 @@
 use chrono::TimeDelta;
 
 use crate::change;
-use crate::cli::owner::new_token;
+use crate::cli::owner::first_token;
 use crate::clock::Timestamp;
 use crate::store::Accounts;
-use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, TokenId, text};
+use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Token, TokenId, text};
 
 /// Key, name, time zone, addresses, and tokens: what for, and the seconds until the deadline.
 type Seed = (&'static str, &'static str, &'static str, &'static [&'static str], &'static [(&'static str, Option<i64>)]);
@@ -84,12 +84,12 @@ pub(super) async fn seed(store: &impl Accounts, now: Timestamp) -> anyhow::Resul
         let contacts = addresses.iter().map(|address| Address::parse(address).map(Into::into));
         let contacts: Vec<_> = contacts.collect::<Result<_, _>>()?;
         let secret = Secret::generate(bucket);
-        let primary = new_token(&owner, Kind::Primary, "primary token", &secret, now);
+        let primary = first_token(owner.id, &secret, now);
         store.add_owner(&owner, &contacts, Some((&primary, &secret.hash())), now).await?;
         tokens.push(primary.id);
         for (description, seconds) in *wanted {
             let secret = Secret::generate(bucket);
-            let mut token = new_token(&owner, Kind::Additional, description, &secret, now);
+            let mut token = Token::new(owner.id, Kind::Additional, description, now).with_secret(&secret);
             token.expires_at = seconds.map(|seconds| now + TimeDelta::seconds(seconds));
             change::mark_unplanned(&mut token, now);
             store.add_token(&token, Some(&secret.hash())).await?;
