@@ -80,13 +80,18 @@ impl Postgres {
         Ok(Self { pool })
     }
 
+    /// On a task of its own, which outlives a caller that is dropped: sqlx forgets a BEGIN whose answer nobody waits for,
+    /// and the pool would get a connection back with its transaction open. Whoever used it next would write without a
+    /// commit.
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        Ok(self.pool.begin().await?)
+        let pool = self.pool.clone();
+        let begun = tokio::spawn(async move { pool.begin().await });
+        Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
     }
 
     /// For a list of any length: the limit on statements does not hold.
     async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         tx.execute("SET LOCAL statement_timeout = 0").await?;
         Ok(tx)
     }

@@ -1,6 +1,7 @@
 //! The back ends that the conformance suite runs on: each test gets an empty store of its own.
 
 use std::future::Future;
+use std::path::PathBuf;
 
 use lapsed::store::{Postgres, Sqlite, Store};
 use sqlx::postgres::PgPoolOptions;
@@ -49,19 +50,30 @@ impl OnSqlite {
     pub fn url(&self) -> String {
         url(&self.directory)
     }
+
+    /// The database's file.
+    pub fn file(&self) -> PathBuf {
+        self.directory.path().join(FILE)
+    }
+
+    /// The store whose files lie in this directory.
+    pub fn within(directory: TempDir) -> Self {
+        let direct = SqlitePoolOptions::new().max_connections(1).connect_lazy(&url(&directory)).expect("a URL");
+        Self { directory, direct }
+    }
 }
 
+const FILE: &str = "lapsed.db";
+
 fn url(directory: &TempDir) -> String {
-    format!("sqlite:{}", directory.path().join("lapsed.db").display())
+    format!("sqlite:{}", directory.path().join(FILE).display())
 }
 
 impl Backend for OnSqlite {
     type Store = Sqlite;
 
     async fn make() -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let direct = SqlitePoolOptions::new().max_connections(1).connect_lazy(&url(&directory)).expect("a URL");
-        Self { directory, direct }
+        Self::within(TempDir::new().expect("a temporary directory"))
     }
 
     async fn open(&self) -> Sqlite {

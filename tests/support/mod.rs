@@ -26,11 +26,14 @@ macro_rules! on_every_back_end {
 
 pub mod backend;
 pub mod cli;
+pub mod deaths;
 pub mod many;
 pub mod plans;
 pub mod postgres;
+pub mod proxy;
 pub mod smtp;
 pub mod smtp_script;
+pub mod trace;
 pub mod world;
 
 /// A message as an SMTP server took it: what the envelope said, and the content.

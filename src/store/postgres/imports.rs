@@ -16,14 +16,14 @@ use crate::token::{Bucket, ContactId, Owner, OwnerId, Token};
 
 impl Imports for Postgres {
     async fn import(&self, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let outcomes = import_batch(&mut tx, run, rows).await?;
         tx.commit().await?;
         Ok(outcomes)
     }
 
     async fn import_strictly(&self, run: &ImportRun, feed: &mut impl Feed) -> Result<bool> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         while let Some(rows) = feed.next().await {
             let outcomes = import_batch(&mut tx, run, &rows).await?;
             feed.answer(outcomes);

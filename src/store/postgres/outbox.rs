@@ -30,7 +30,7 @@ impl Outbox for Postgres {
         limit: u32,
     ) -> Result<Vec<ClaimedMessage>> {
         let bucket = bucket.column();
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
         let claims: Vec<ClaimRow> = sqlx::query_as(
             "UPDATE messages \
@@ -121,7 +121,7 @@ impl Outbox for Postgres {
     async fn record(&self, message: &ClaimedMessage, record: &Record, now: Timestamp) -> Result<bool> {
         let bucket = message.id.bucket().column();
         let (not_before, finished_at) = record.delivery.instants(now);
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         let recorded = sqlx::query(RECORD)
             .bind(bucket)
             .bind(message.id.uuid())

@@ -126,7 +126,7 @@ impl Planning for Postgres {
     }
 
     async fn expire(&self, lease: &Lease, decided: Decided<'_>) -> Result<Written> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         hold(&mut tx, lease, decided.now).await?;
         let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
         let expired: Vec<(Uuid,)> = sqlx::query_as(
@@ -168,7 +168,7 @@ impl Planning for Postgres {
         if ids.is_empty() {
             return Ok(0);
         }
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         hold(&mut tx, lease, now).await?;
         let revived = sqlx::query(
             "UPDATE tokens t \
@@ -249,7 +249,7 @@ impl Planning for Postgres {
     }
 
     async fn plan(&self, lease: &Lease, decided: Decided<'_>, progress: Progress) -> Result<Written> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         hold(&mut tx, lease, decided.now).await?;
         let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
         let mut written = Written::default();
@@ -318,7 +318,7 @@ impl Planning for Postgres {
     }
 
     async fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp) -> Result<()> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         hold(&mut tx, lease, now).await?;
         sqlx::query("DELETE FROM watermarks WHERE bucket = 0 AND lead <> ALL($1)")
             .bind(leads.iter().map(|lead| lead.seconds()).collect::<Vec<_>>())
@@ -356,7 +356,7 @@ impl Planning for Postgres {
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin().await?;
         hold(&mut tx, lease, now).await?;
         let limit = i64::from(limit);
         // Index reminders_deadline. A pending row still has a message to go with.
