@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use super::postgres::{Database, copy_of, fresh};
+use super::postgres::{Database, fresh};
 
 /// A database with our tables, which every test's own is a copy of: copying is quicker than making the tables again. It
 /// goes with the cluster.
@@ -110,7 +110,7 @@ impl Backend for OnPostgres {
     type Store = Postgres;
 
     async fn make() -> Self {
-        Self::on(copy_of(&TABLES.get_or_init(with_tables).await.name).await)
+        Self::on(TABLES.get_or_init(with_tables).await.copy().await)
     }
 
     async fn open(&self) -> Postgres {
@@ -137,7 +137,7 @@ impl Backend for OnPartitions {
     type Store = Postgres;
 
     async fn make() -> Self {
-        Self(OnPostgres::on(copy_of(&PARTITIONS.get_or_init(with_partitions).await.name).await))
+        Self(OnPostgres::on(PARTITIONS.get_or_init(with_partitions).await.copy().await))
     }
 
     async fn open(&self) -> Postgres {

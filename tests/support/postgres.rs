@@ -20,14 +20,10 @@ pub struct Database {
 /// When `tests/run` did not start PostgreSQL, or it refuses.
 pub async fn fresh() -> Database {
     // Nobody can connect to template0, so creating never finds its template in use, any number at once.
-    copy_of("template0").await
+    create("template0").await
 }
 
-/// Creates a copy of a database to which nobody is connected.
-///
-/// # Panics
-/// As [`fresh`].
-pub async fn copy_of(template: &str) -> Database {
+async fn create(template: &str) -> Database {
     let admin_url = super::from_environment("LAPSED_TEST_POSTGRES", "starts PostgreSQL");
     let name = super::unique_name("lapsed_");
     let mut admin = connect(&admin_url).await;
@@ -42,6 +38,16 @@ pub async fn copy_of(template: &str) -> Database {
 }
 
 impl Database {
+    /// A database with the same contents, to which nobody is connected.
+    pub async fn copy(&self) -> Database {
+        create(&self.name).await
+    }
+
+    /// The same for one of gigabytes: copying files is then faster than writing all of it to the log.
+    pub async fn copy_files(&self) -> Database {
+        create(&format!("{} STRATEGY FILE_COPY", self.name)).await
+    }
+
     /// A plain connection, beside whatever the code under test opens.
     pub async fn connect(&self) -> PgConnection {
         connect(&self.url).await

@@ -1,0 +1,62 @@
+//! Measures lapsed against the bare databases, and prints a table of medians; `benches/run --help` says what.
+//!
+//! Relies on `benches/run`, which starts PostgreSQL. Reference and measurement alternate within a run, so that what else
+//! the machine does weighs on both.
+
+mod fill;
+mod idle;
+mod place;
+mod planning;
+mod program;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod table;
+
+use place::{OnFile, OnPg};
+use table::Line;
+
+/// How much is measured, and how often.
+pub struct Sizes {
+    quick: bool,
+    runs: usize,
+}
+
+impl Sizes {
+    /// The number of rows where the full measurement has so many.
+    pub fn of(&self, full: u64) -> u64 {
+        if self.quick { full / 10 } else { full }
+    }
+}
+
+const ROWS: [&str; 5] = ["expire-postgres", "expire-sqlite", "remind", "idle", "import"];
+
+#[tokio::main]
+async fn main() {
+    let mut sizes = Sizes { quick: false, runs: 3 };
+    let mut rows = Vec::new();
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {} // cargo says so
+            "--quick" => sizes.quick = true,
+            "--runs" => sizes.runs = arguments.next().and_then(|n| n.parse().ok()).expect("--runs N"),
+            row => rows.push(row.to_owned()),
+        }
+    }
+    if rows.is_empty() {
+        rows = ROWS.map(str::to_owned).to_vec();
+    }
+    let mut lines: Vec<Line> = Vec::new();
+    for row in &rows {
+        match row.as_str() {
+            "expire-postgres" => lines.push(planning::expire::<OnPg>(&sizes).await),
+            "expire-sqlite" => lines.push(planning::expire::<OnFile>(&sizes).await),
+            "remind" => lines.push(planning::remind(&sizes).await),
+            "idle" => lines.extend(idle::rows(&sizes).await),
+            "import" => lines.push(program::import(&sizes).await),
+            "build" => lines.push(program::build()),
+            other => panic!("no row {other:?}; there are {ROWS:?}"),
+        }
+    }
+    table::print(&lines);
+}
