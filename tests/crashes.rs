@@ -18,14 +18,17 @@
 //! the files are copied before each statement, and the other one goes on from each copy: exactly what a kill would leave,
 //! without a kill for each. A power cut is `synchronous = FULL`'s matter, and not shown here.
 
-mod support;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::backend::{Backend, OnPostgres, OnSqlite};
+use crate::support::deaths::{Counter, counts};
+use crate::support::proxy::{Manner, Proxy};
+use crate::support::trace;
+use crate::support::world::{World, days, lead};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::{Clock, ManualClock, Timestamp};
@@ -40,11 +43,6 @@ use lapsed::store::jobs::LEASE;
 use lapsed::store::{Accounts, Postgres, Result, Store};
 use lapsed::token::{MessageId, TokenId};
 use mail_parser::MessageParser;
-use support::backend::{Backend, OnPostgres, OnSqlite};
-use support::deaths::{Counter, counts};
-use support::proxy::{Manner, Proxy};
-use support::trace;
-use support::world::{World, days, lead};
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -5,6 +5,7 @@
 mod support;
 
 mod cli;
+mod crashes;
 mod daemon;
 mod delivery;
 mod docs;

@@ -35,14 +35,14 @@ pub async fn expire<P: Place>(sizes: &Sizes) -> Line {
     let filled: P = fill(&Shape { owners: due, tokens, deadline, queued: 0 }).await;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..sizes.runs {
-        let place = filled.copy_files().await;
+        let place = filled.copy().await;
         bare.push(place.client(&format!(
             "UPDATE tokens SET status = 'expired', ended_at = expires_at, unplanned = FALSE \
              WHERE status = 'active' AND expires_at <= {}",
             at::<P>("0")
         )));
         drop(place);
-        let place = filled.copy_files().await;
+        let place = filled.copy().await;
         let store = place.open().await;
         let (took, written) = expire_all(&store, &rules()).await;
         assert_eq!((written.tokens, written.pending), (due, due));
@@ -84,7 +84,7 @@ pub async fn remind(sizes: &Sizes) -> Line {
     }
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..sizes.runs {
-        let place = filled.copy_files().await;
+        let place = filled.copy().await;
         let store = place.open().await;
         let (took, written) = remind_all(&store).await;
         assert_eq!(written.pending, due);
