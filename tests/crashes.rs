@@ -123,7 +123,7 @@ const KEEP: Retention =
 async fn stage<B: Backend>(world: &mut World<B>, act: Act) -> Vec<TokenId> {
     world.fallback("ops@example.org").await;
     let alice = world.owner("alice", &["alice@example.org"]).await;
-    let team = world.owner("team", &["alice@example.org", "team@example.org"]).await;
+    let team = world.owner("team", &["alice@example.org"]).await;
     let bot = world.owner("bot", &[]).await;
     world.rules.policy = Policy::new([lead(7), lead(1)], true, days(7));
     match act {

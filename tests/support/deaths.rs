@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 /// Whether a statement is a job's, and not what a connection does for itself.
 pub fn counts(sql: &str) -> bool {
-    !["PRAGMA", "SET ", "ROLLBACK"].iter().any(|word| sql.starts_with(word))
+    !["PRAGMA", "SET ", "ROLLBACK"].iter().any(|word| sql.trim_start().starts_with(word))
 }
 
 /// Counts the statements of an act, and stops at one.
