@@ -91,8 +91,7 @@ const PROMISES: &[Expected] = &[
     by("JOIN reminders r ON", "reminders_pkey", &["bucket", "token_id"]),
     by("JOIN reminders r ON", "contacts_pkey", &["bucket", "id"]),
     by("WHERE bucket = $1 AND owner_id = $2", "owner_contacts_pkey", &["bucket", "owner_id"]),
-    by("(t.bucket, t.id) > ($1, $2) ORDER BY", "tokens_pkey", &["bucket", "id"]),
-    by("AND t.owner_id = $5", "tokens_owner", &["bucket", "owner_id"]),
+    by("WHERE TRUE AND t.bucket = ", "tokens_owner", &["bucket", "owner_id"]),
     by("(SELECT id FROM contacts WHERE bucket = $1 AND address = $2)", "contacts_address", &["bucket", "address"]),
     by("WHERE o.bucket = $1 AND o.key = $2", "owners_key", &["bucket", "key"]),
 ];
@@ -311,8 +310,7 @@ async fn ask<S: Store>(store: &S, round: u32) {
     let edit = Edit { description: Some("renamed".into()), ..Edit::default() };
     store.change_token(token, |token| change::edit(token, &edit, now)).await.expect("an edit");
     let owner = many::owner(n % many::OWNERS);
-    assert_eq!(store.list_tokens(None, Some(token), 50).await.expect("a page").len(), 50);
-    assert_eq!(store.list_tokens(Some(owner), None, 50).await.expect("a page").len(), 2);
+    assert_eq!(support::world::tokens(store, Some(owner)).await.len(), 2);
     assert_eq!(store.contacts_of(owner).await.expect("a read").len(), 2);
     store.find_owners(&OwnerRef::Key("alice".into())).await.expect("a read");
     store.find_owners(&OwnerRef::Address(support::world::at("a@example.org"))).await.expect("a read");

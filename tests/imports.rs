@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use crate::support::world::{World, at, dawn, days};
+use crate::support::world::{World, at, dawn, days, tokens};
 use lapsed::expires::Expires;
 use lapsed::jobs::purge::{self, Retention};
+use lapsed::store::Imports;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome, Unseen};
-use lapsed::store::{Accounts, Imports};
 use lapsed::token::{Bucket, Status};
 use uuid::Uuid;
 
@@ -50,10 +50,10 @@ async fn import<B: Backend>(world: &World<B>, rows: &[ImportRow]) -> (ImportRun,
 
 /// Status, generation and whole days after dawn of the deadline, by external id.
 async fn watched<B: Backend>(world: &World<B>) -> BTreeMap<String, (Status, i32, i64)> {
-    let tokens = world.store.list_tokens(None, None, 100).await.expect("a page");
+    let tokens = tokens(&world.store, None).await;
     tokens
         .into_iter()
-        .map(|(token, _)| {
+        .map(|token| {
             assert!(!token.issued && token.hint.is_none());
             let deadline = token.expires_at.map_or(-1, |at| (at - dawn()).num_days());
             (token.external_id.expect("imported"), (token.status, token.generation, deadline))

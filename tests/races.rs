@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::postgres::Database;
-use crate::support::world::{World, at, dawn, days, lead, new_token, sent};
+use crate::support::world::{World, at, dawn, days, lead, new_token, sent, tokens};
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit, Refused};
 use lapsed::clock::Timestamp;
@@ -324,8 +324,7 @@ async fn expire_comes_before_an_edit<B: Server>() {
 
 /// The token of a reminder that waits.
 async fn claimable<B: Backend>(world: &World<B>) -> TokenId {
-    let tokens = world.store.list_tokens(None, None, 1).await.expect("a page");
-    tokens.first().expect("a token").0.id
+    tokens(&world.store, None).await.first().expect("a token").id
 }
 
 /// Owners whose contacts share the bucket of [`ADDRESS`], each with a reminder in an open message.
@@ -452,10 +451,10 @@ async fn one_wins<B: Backend>(world: &World<B>, owner: OwnerId, outcomes: [lapse
     assert_eq!((won.len(), lost.len()), (1, 1), "{outcomes:?}");
     let successor = won[0].successor.as_ref().expect("a successor").0.id;
     assert!(matches!(lost[0], Error::Refused(Refused::Replaced { by, .. }) if *by == successor), "{lost:?}");
-    let tokens = world.store.list_tokens(Some(owner), None, 10).await.expect("a page");
+    let tokens = tokens(&world.store, Some(owner)).await;
     assert_eq!(tokens.len(), 2, "one successor");
-    let current: Vec<_> = tokens.iter().filter(|(token, _)| token.replaced_by.is_none()).collect();
-    assert_eq!((current.len(), current[0].0.id), (1, successor));
+    let current: Vec<_> = tokens.iter().filter(|token| token.replaced_by.is_none()).collect();
+    assert_eq!((current.len(), current[0].id), (1, successor));
 }
 
 fn owner_of(key: &str) -> Owner {
@@ -612,7 +611,7 @@ async fn several_start_at_once<B: Backend>(backend: &B) {
     let starts = async { tokio::join!(backend.open(), backend.open(), backend.open(), backend.open(), backend.open()) };
     let stores = timeout(Duration::from_secs(60), starts).await.expect("none waits for ever");
     for store in [stores.0, stores.1, stores.2, stores.3, stores.4] {
-        assert!(store.list_tokens(None, None, 1).await.expect("a page").is_empty());
+        assert!(tokens(&store, None).await.is_empty());
         store.set_fallback(Some(&at("ops@example.org")), dawn()).await.expect("a write");
         store.close().await;
     }

@@ -16,7 +16,7 @@ use chrono::TimeDelta;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::{Outcome, output};
+use super::{Outcome, output, status};
 use crate::change;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config;
@@ -94,7 +94,7 @@ impl Demo {
         } else if to.is_none() {
             show_a_mail(&mailbox, &narrator)?;
         }
-        sum_up(&store, &narrator).await?;
+        sum_up(&store, &narrator, clock.now()).await?;
         store.close().await;
         if !interrupted {
             say_what_next(&url)?;
@@ -207,15 +207,9 @@ fn show_a_mail(mailbox: &Path, narrator: &Narrator) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-async fn sum_up(store: &Sqlite, narrator: &Narrator) -> anyhow::Result<()> {
-    let mut tokens: Vec<(String, u64)> = Vec::new();
-    for (token, _) in store.list_tokens(None, None, 1_000).await? {
-        let status = token.status.to_string();
-        match tokens.iter_mut().find(|(known, _)| *known == status) {
-            Some((_, count)) => *count += 1,
-            None => tokens.push((status, 1)),
-        }
-    }
+async fn sum_up(store: &Sqlite, narrator: &Narrator, now: Timestamp) -> anyhow::Result<()> {
+    let tokens = status::named(store.token_counts(now).await?);
+    let tokens = tokens.into_iter().map(|(_, words, count)| (words.to_owned(), count)).collect();
     let words = |counts: Vec<(String, u64)>| {
         let words: Vec<String> = counts.iter().map(|(what, count)| format!("{count} {what}")).collect();
         if words.is_empty() { "none".to_owned() } else { words.join(", ") }

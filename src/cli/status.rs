@@ -90,7 +90,7 @@ impl Status {
 }
 
 /// The counts that are not 0: for programs, for people, and how many.
-fn named(tokens: TokenCounts) -> Vec<(&'static str, &'static str, u64)> {
+pub(super) fn named(tokens: TokenCounts) -> Vec<(&'static str, &'static str, u64)> {
     let TokenCounts { active, past_deadline, expired, revoked } = tokens;
     let mut named = vec![
         ("active", "active", active),

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use chrono::TimeDelta;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::listing::{Fields, FormatArg, Listing};
@@ -140,6 +140,31 @@ impl Revoke {
     }
 }
 
+/// In which order to list tokens.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Order {
+    /// Active ones first, by deadline; those that never expire after those that do
+    #[default]
+    Expires,
+    /// Oldest first
+    Created,
+    /// Longest unused first, never used ones on top
+    Used,
+    /// By the owner's key
+    Owner,
+}
+
+impl From<Order> for TokenOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::Expires => Self::Expires,
+            Order::Created => Self::Created,
+            Order::Used => Self::Used,
+            Order::Owner => Self::Owner,
+        }
+    }
+}
+
 /// `lapsed token list`
 #[derive(Debug, Args)]
 pub struct List {
@@ -157,7 +182,7 @@ pub struct List {
     expiring_within: Option<TimeDelta>,
     /// In which order
     #[arg(long, value_enum, default_value_t)]
-    sort: TokenOrder,
+    sort: Order,
     #[command(flatten)]
     format: FormatArg,
 }
@@ -179,7 +204,7 @@ impl List {
             Listing::new(self.format, &["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""], &FIELDS)?;
         let mut written = Ok(());
         store
-            .each_token(&filter, self.sort, now, |token, key| {
+            .each_token(&filter, self.sort.into(), now, |token, key| {
                 written = listing.row(|| fields(&token, &key, now), || row(&token, &key, now));
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })

@@ -183,17 +183,6 @@ pub trait Accounts {
         decide: impl FnOnce(&Token) -> std::result::Result<Changed, Refused> + Send,
     ) -> impl Future<Output = Result<Changed>> + Send;
 
-    /// A page of tokens with their owners' keys, in the order of bucket and id: those after `after`, `limit` at most.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn list_tokens(
-        &self,
-        owner: Option<OwnerId>,
-        after: Option<TokenId>,
-        limit: u32,
-    ) -> impl Future<Output = Result<Vec<(Token, String)>>> + Send;
-
     /// Hands tokens and their owners' keys to `visit`, one by one, until it says stop. Memory does not grow with their
     /// number.
     ///
@@ -291,7 +280,7 @@ pub struct TokenFilter {
 }
 
 /// In which order to list tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TokenOrder {
     /// Active ones first, by deadline; those that never expire after those that do.
     #[default]

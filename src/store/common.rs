@@ -238,46 +238,6 @@ macro_rules! common_operations {
                 Ok(changed)
             }
 
-            async fn list_tokens(
-                &self,
-                owner: Option<OwnerId>,
-                after: Option<TokenId>,
-                limit: u32,
-            ) -> Result<Vec<(Token, String)>> {
-                let after = after.map_or_else(Uuid::nil, TokenId::uuid);
-                let bucket = if after.is_nil() { -1 } else { TokenId::from(after).bucket().column() };
-                let query = match owner {
-                    Some(owner) => sqlx::query_as(concat!(
-                        "SELECT ",
-                        token_columns!(),
-                        ", o.key AS owner_key FROM tokens t \
-                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
-                         WHERE (t.bucket, t.id) > ($1, $2) AND t.bucket = $4 AND t.owner_id = $5 \
-                         ORDER BY t.bucket, t.id \
-                         LIMIT $3"
-                    ))
-                    .bind(bucket)
-                    .bind(after)
-                    .bind(i64::from(limit))
-                    .bind(owner.bucket().column())
-                    .bind(owner.uuid()),
-                    None => sqlx::query_as(concat!(
-                        "SELECT ",
-                        token_columns!(),
-                        ", o.key AS owner_key FROM tokens t \
-                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
-                         WHERE (t.bucket, t.id) > ($1, $2) \
-                         ORDER BY t.bucket, t.id \
-                         LIMIT $3"
-                    ))
-                    .bind(bucket)
-                    .bind(after)
-                    .bind(i64::from(limit)),
-                };
-                let rows: Vec<ListedRow> = query.fetch_all(self.reader()).await?;
-                row::all(rows)
-            }
-
             async fn each_token(
                 &self,
                 filter: &TokenFilter,

@@ -1,5 +1,6 @@
 //! A small world for a story: a store, a clock that the story moves, and short words for what happens in it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
@@ -10,11 +11,11 @@ use lapsed::jobs::{Rules, expire, remind};
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
 use lapsed::policy::{Lead, Policy};
-use lapsed::store::accounts::{NewContact, ReminderRecord, ReminderState};
+use lapsed::store::accounts::{NewContact, ReminderRecord, ReminderState, TokenFilter, TokenOrder};
 use lapsed::store::jobs::Lease;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::Written;
-use lapsed::store::{Accounts, Jobs};
+use lapsed::store::{Accounts, Jobs, Store};
 use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Token, TokenId};
 use uuid::Uuid;
 
@@ -234,6 +235,18 @@ fn line(record: &ReminderRecord) -> String {
 
 pub fn at(address: &str) -> Address {
     Address::parse(address).expect(address)
+}
+
+/// All tokens, or those of an owner, in the order in which they were made.
+pub async fn tokens<S: Store>(store: &S, owner: Option<OwnerId>) -> Vec<Token> {
+    let filter = TokenFilter { owner, ..TokenFilter::default() };
+    let mut tokens = Vec::new();
+    let visit = |token, _| {
+        tokens.push(token);
+        ControlFlow::Continue(())
+    };
+    store.each_token(&filter, TokenOrder::Created, dawn(), visit).await.expect("the tokens");
+    tokens
 }
 
 /// A token as a command or an import makes it.

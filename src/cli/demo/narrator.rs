@@ -1,12 +1,13 @@
 //! Tells what happens in the demo: each line comes from a difference between two reads of the store.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
 
 use crate::cli::output;
 use crate::clock::Timestamp;
 use crate::policy::Lead;
 use crate::store::Accounts;
-use crate::store::accounts::{ReminderRecord, ReminderState};
+use crate::store::accounts::{ReminderRecord, ReminderState, TokenFilter, TokenOrder};
 use crate::token::{Address, MessageId, NotValid, Status, Token, TokenId};
 
 /// Names a ledger row: token, generation, lead, address.
@@ -67,8 +68,15 @@ impl Narrator {
         let mut planned: BTreeMap<(Lead, String), Group> = BTreeMap::new();
         let mut mailed: BTreeMap<(Option<MessageId>, String), Group> = BTreeMap::new();
         let mut unsaid: Vec<(ReminderState, String)> = Vec::new();
+        let mut tokens = Vec::new();
+        store
+            .each_token(&TokenFilter::default(), TokenOrder::Created, now, |token, owner| {
+                tokens.push((token, owner));
+                ControlFlow::Continue(())
+            })
+            .await?;
         let mut read = Vec::new();
-        for (token, owner) in store.list_tokens(None, None, 1_000).await? {
+        for (token, owner) in tokens {
             let history = store.history(token.id).await?;
             read.push((token, owner, history));
         }
