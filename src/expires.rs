@@ -39,11 +39,7 @@ impl FromStr for Expires {
         }
         let looks_like_a_date = text.len() > 4 && text.as_bytes().get(4) == Some(&b'-');
         if looks_like_a_date {
-            return Err(if text.contains(['T', ' ']) {
-                "write an instant with its offset, such as 2027-01-31T09:00:00Z or 2027-01-31T09:00:00+01:00".into()
-            } else {
-                "there is no such day; write a date as 2027-01-31".into()
-            });
+            return Err(impossible(text));
         }
         match parse_duration(text) {
             Ok(span) if span > TimeDelta::zero() => Ok(Self::In(span)),
@@ -51,6 +47,22 @@ impl FromStr for Expires {
             Err(problem) => Err(format!("{problem}; or write a date (2027-01-31), an instant, or `never`")),
         }
     }
+}
+
+/// What is wrong with a text that begins like a date, and is neither a day nor an instant.
+fn impossible(text: &str) -> String {
+    let (day, time) = text.split_once(['T', 't', ' ']).map_or((text, None), |(day, time)| (day, Some(time)));
+    if NaiveDate::parse_from_str(day, "%Y-%m-%d").is_err() {
+        return "there is no such day; write a date as 2027-01-31".into();
+    }
+    let time = time.unwrap_or_default().split(['Z', 'z', '+', '-']).next().unwrap_or_default();
+    if ["%H:%M:%S%.f", "%H:%M"].iter().any(|form| NaiveTime::parse_from_str(time, form).is_ok()) {
+        return "write an instant with its offset, such as 2027-01-31T09:00:00Z or 2027-01-31T09:00:00+01:00".into();
+    }
+    format!(
+        "{time:?} is no time of day: write 00:00:00 to 23:59:59; the end of a day is 00:00:00 of the next one, or the day \
+         alone, such as 2027-01-31"
+    )
 }
 
 impl Expires {
@@ -137,7 +149,13 @@ mod tests {
             ("90", "unit"),
             ("soon", "never"),
             ("2027-02-30", "no such day"),
+            ("2027-02-30T09:00:00Z", "no such day"),
             ("2027-01-31T09:00", "offset"),
+            ("2027-01-31T09:00:00", "offset"),
+            ("2027-01-31T09:00:00+25:00", "offset"),
+            ("2027-01-31T24:00:00Z", "\"24:00:00\" is no time of day"),
+            ("2027-01-31 23:60:00Z", "\"23:60:00\" is no time of day"),
+            ("2027-01-31T", "no time of day"),
             ("0d", "at once"),
         ] {
             let error = text.parse::<Expires>().expect_err(text);
