@@ -93,6 +93,7 @@ const PROMISES: &[Expected] = &[
     by("WHERE bucket = $1 AND owner_id = $2", "owner_contacts_pkey", &["bucket", "owner_id"]),
     by("WHERE TRUE AND t.bucket = ", "tokens_owner", &["bucket", "owner_id"]),
     by("(SELECT id FROM contacts WHERE bucket = $1 AND address = $2)", "contacts_address", &["bucket", "address"]),
+    by("SELECT MAX(o.key)", "owners_key", &["bucket", "key"]),
     by("WHERE o.bucket = $1 AND o.key = $2", "owners_key", &["bucket", "key"]),
 ];
 
@@ -313,6 +314,7 @@ async fn ask<S: Store>(store: &S, round: u32) {
     assert_eq!(support::world::tokens(store, Some(owner)).await.len(), 2);
     assert_eq!(store.contacts_of(owner).await.expect("a read").len(), 2);
     store.find_owners(&OwnerRef::Key("alice".into())).await.expect("a read");
+    assert!(!store.keys_near("owner-4711x").await.expect("a read").is_empty());
     store.find_owners(&OwnerRef::Address(support::world::at("a@example.org"))).await.expect("a read");
 }
 

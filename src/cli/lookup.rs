@@ -25,7 +25,10 @@ pub async fn owner<S: Store>(store: &S, text: &str) -> anyhow::Result<Owner> {
         }
     }
     match found.len() {
-        0 => bail!("there is no owner {text:?}; name one by its key, its id, or the address of a contact"),
+        0 => match nearest(text, store.keys_near(text).await?) {
+            Some(key) => bail!("there is no owner {text:?}; did you mean {key}?"),
+            None => bail!("there is no owner {text:?}; name one by its key, its id, or the address of a contact"),
+        },
         1 => Ok(found.remove(0)),
         _ => {
             let lines: Vec<String> =
@@ -33,6 +36,15 @@ pub async fn owner<S: Store>(store: &S, text: &str) -> anyhow::Result<Owner> {
             bail!("{text:?} fits more than one owner; use a key or an id:\n{}", lines.join("\n"))
         }
     }
+}
+
+/// The key that somebody may have meant.
+fn nearest(text: &str, keys: Vec<String>) -> Option<String> {
+    let wanted = text.to_lowercase();
+    let score = |key: &str| strsim::normalized_damerau_levenshtein(&wanted, &key.to_lowercase());
+    let scored = keys.into_iter().map(|key| (score(&key), key)).filter(|(score, _)| *score >= 0.6);
+    // Of several that are as near, the same one each time.
+    scored.max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.cmp(&a.1))).map(|(_, key)| key)
 }
 
 /// The one token with this id or short id.
@@ -62,4 +74,24 @@ pub async fn token<S: Store>(store: &S, text: &str) -> anyhow::Result<Token> {
 pub async fn owner_of<S: Store>(store: &S, token: &Token) -> anyhow::Result<Owner> {
     let found = store.find_owners(&OwnerRef::Id(IdRef::Whole(token.owner.uuid()))).await?;
     found.into_iter().next().ok_or_else(|| anyhow::anyhow!("the owner of token {} is gone", token.id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn only_a_key_that_is_near_is_suggested() {
+        let keys = || ["alice", "Alina", "platform-team", "bob"].map(str::to_owned).to_vec();
+        for (text, meant) in [
+            ("alcie", Some("alice")),
+            ("ALICE", Some("alice")),
+            ("plattform-team", Some("platform-team")),
+            ("bo", Some("bob")),
+            ("carol", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(text, keys()).as_deref(), meant, "{text:?}");
+        }
+    }
 }

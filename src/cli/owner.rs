@@ -15,9 +15,6 @@ use crate::store::accounts::{NewContact, OwnerRef, OwnerSummary, TokenFilter, To
 use crate::store::{Error, Store};
 use crate::token::{Address, Bucket, Kind, Owner, OwnerId, Secret, Status, Token, text};
 
-/// How many owners are read at once.
-const PAGE: u32 = 1_000;
-
 /// `lapsed owner add`
 #[derive(Debug, Args)]
 pub struct Add {
@@ -108,15 +105,14 @@ impl List {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
         let mut listing =
             Listing::new(self.format, &["ID", "KEY", "NAME", "TIME ZONE", "CONTACTS", "ACTIVE TOKENS"], &FIELDS)?;
-        let mut after = None;
-        loop {
-            let page = store.list_owners(after, clock.now(), PAGE).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.owner.id);
-            for summary in &page {
-                listing.row(|| fields(summary), || row(summary))?;
-            }
-        }
+        let mut written = Ok(());
+        store
+            .each_owner(clock.now(), |summary| {
+                written = listing.row(|| fields(&summary), || row(&summary));
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
+            .await?;
+        written?;
         listing.end("There are no owners. `lapsed owner add` makes one, `lapsed token import` many.")?;
         Ok(())
     }

@@ -18,9 +18,9 @@ use crate::token::{
 pub struct NewContact {
     /// Where its mail goes.
     pub address: Address,
-    /// Overrides the owner's zone; taken only when the contact is new.
+    /// Overrides the owner's zone. Without it, a contact that exists keeps its own.
     pub time_zone: Option<Tz>,
-    /// Overrides the owner's locale; taken only when the contact is new.
+    /// Overrides the owner's locale. Without it, a contact that exists keeps its own.
     pub locale: Option<String>,
 }
 
@@ -202,16 +202,23 @@ pub trait Accounts {
     /// When the store fails.
     fn token_counts(&self, now: Timestamp) -> impl Future<Output = Result<TokenCounts>> + Send;
 
-    /// A page of owners, in the order of bucket and id: those after `after`, `limit` at most.
+    /// Hands owners to `visit`, one by one in the order of their keys, until it says stop. Memory does not grow with their
+    /// number.
     ///
     /// # Errors
     /// When the store fails.
-    fn list_owners(
+    fn each_owner(
         &self,
-        after: Option<OwnerId>,
         now: Timestamp,
-        limit: u32,
-    ) -> impl Future<Output = Result<Vec<OwnerSummary>>> + Send;
+        visit: impl FnMut(OwnerSummary) -> ControlFlow<()> + Send,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Keys of owners that resemble a key which no owner has, as far as the order of keys tells: in each bucket the one
+    /// before it and the one after it. So many probes, however many owners there are.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn keys_near(&self, key: &str) -> impl Future<Output = Result<Vec<String>>> + Send;
 
     /// Changes what an owner is called.
     ///

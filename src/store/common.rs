@@ -318,31 +318,47 @@ macro_rules! common_operations {
                 Ok(row.into())
             }
 
-            async fn list_owners(
+            async fn each_owner(
                 &self,
-                after: Option<OwnerId>,
                 now: Timestamp,
-                limit: u32,
-            ) -> Result<Vec<OwnerSummary>> {
-                let bucket = after.map_or(-1, |after| after.bucket().column());
-                let rows: Vec<SummaryRow> = sqlx::query_as(
+                mut visit: impl FnMut(OwnerSummary) -> ControlFlow<()> + Send,
+            ) -> Result<()> {
+                let mut tx = self.begin_long_read().await?;
+                let mut rows = sqlx::query_as::<_, SummaryRow>(
                     "SELECT o.id, o.key, o.name, o.time_zone, o.locale, \
                             (SELECT COUNT(*) FROM owner_contacts c WHERE c.bucket = o.bucket AND c.owner_id = o.id) \
                                 AS contacts, \
                             (SELECT COUNT(*) FROM tokens t WHERE t.bucket = o.bucket AND t.owner_id = o.id \
-                             AND t.status = 'active' AND (t.expires_at IS NULL OR t.expires_at > $4)) AS active_tokens \
+                             AND t.status = 'active' AND (t.expires_at IS NULL OR t.expires_at > $1)) AS active_tokens \
                      FROM owners o \
-                     WHERE (o.bucket, o.id) > ($1, $2) AND o.key <> ':system' \
-                     ORDER BY o.bucket, o.id \
-                     LIMIT $3",
+                     WHERE o.key <> ':system' \
+                     ORDER BY o.key",
                 )
-                .bind(bucket)
-                .bind(after.map_or_else(Uuid::nil, OwnerId::uuid))
-                .bind(i64::from(limit))
                 .bind(At(now))
+                .fetch(&mut *tx);
+                while let Some(row) = rows.try_next().await? {
+                    if visit(row.try_into()?).is_break() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+
+            async fn keys_near(&self, key: &str) -> Result<Vec<String>> {
+                // Index owners_key.
+                let near: Vec<(Option<String>, Option<String>)> = sqlx::query_as(
+                    "WITH RECURSIVE buckets (bucket) AS ( \
+                         SELECT 0 UNION ALL SELECT bucket + 1 FROM buckets WHERE bucket < 255 \
+                     ) \
+                     SELECT (SELECT MAX(o.key) FROM owners o WHERE o.bucket = b.bucket AND o.key < $1), \
+                            (SELECT MIN(o.key) FROM owners o WHERE o.bucket = b.bucket AND o.key > $1) \
+                     FROM buckets b",
+                )
+                .bind(key)
                 .fetch_all(self.reader())
                 .await?;
-                row::all(rows)
+                let near = near.into_iter().flat_map(|(before, after)| [before, after]).flatten();
+                Ok(near.filter(|key| key != SYSTEM_OWNER_KEY).collect())
             }
 
             async fn rename_owner(&self, owner: OwnerId, name: &str) -> Result<()> {
@@ -562,7 +578,9 @@ macro_rules! common_operations {
             let (id,): (Uuid,) = sqlx::query_as(
                 "INSERT INTO contacts (bucket, id, address, time_zone, locale, created_at) \
                  VALUES ($1, $2, $3, $4, $5, $6) \
-                 ON CONFLICT (bucket, address) DO UPDATE SET address = excluded.address \
+                 ON CONFLICT (bucket, address) DO UPDATE \
+                 SET time_zone = COALESCE(excluded.time_zone, contacts.time_zone), \
+                     locale = COALESCE(excluded.locale, contacts.locale) \
                  RETURNING id",
             )
             .bind(bucket.column())

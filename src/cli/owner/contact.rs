@@ -7,7 +7,7 @@ use crate::cli::listing::{Fields, FormatArg, Listing};
 use crate::cli::{Outcome, listing, lookup, output};
 use crate::clock::Clock;
 use crate::store::Store;
-use crate::store::accounts::NewContact;
+use crate::store::accounts::{NewContact, OwnerRef};
 use crate::token::{Address, Contact, text};
 
 /// `lapsed owner contact add`
@@ -18,10 +18,10 @@ pub struct Add {
     /// The address; one that exists already speaks for this owner, too
     #[arg(value_name = "ADDR", value_parser = Address::parse)]
     address: Address,
-    /// A zone for this contact's mails, in the place of the owner's; for an address that is new
+    /// A zone for this contact's mails, whichever owner they are about, in the place of the owner's
     #[arg(long, value_name = "ZONE", value_parser = text::time_zone)]
     time_zone: Option<Tz>,
-    /// A language for this contact's mails, in the place of the owner's; for an address that is new
+    /// A language for this contact's mails, whichever owner they are about, in the place of the owner's
     #[arg(long, value_name = "TAG", value_parser = text::locale)]
     locale: Option<String>,
 }
@@ -31,7 +31,18 @@ impl Add {
         let owner = lookup::owner(store, &self.owner).await?;
         let contact = NewContact { address: self.address, time_zone: self.time_zone, locale: self.locale };
         store.link_contact(owner.id, &contact, clock.now()).await?;
-        output::print(&output::facts(&[("owner", owner.key), ("contact", contact.address.to_string())]))?;
+        let mut rows = vec![("owner", owner.key), ("contact", contact.address.to_string())];
+        rows.extend(contact.time_zone.map(|zone| ("time zone", zone.name().to_owned())));
+        rows.extend(contact.locale.clone().map(|locale| ("locale", locale)));
+        output::print(&output::facts(&rows))?;
+        if rows.len() > 2 {
+            let owners = store.find_owners(&OwnerRef::Address(contact.address)).await?.len();
+            if owners > 1 {
+                output::say(&format!(
+                    "This address speaks for {owners} owners, and this holds for its mails about each."
+                ));
+            }
+        }
         Ok(())
     }
 }
