@@ -4,21 +4,26 @@
 //! story takes the same course every time; the last one is random. On SQLite, where one transaction writes at a time,
 //! two processes are let loose on each other.
 
+use crate::support::proxy::Proxy;
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::marker::PhantomData;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::postgres::Database;
 use crate::support::world::{World, at, dawn, days, lead, new_token, sent, tokens};
 use chrono::TimeDelta;
+use futures_util::FutureExt;
 use lapsed::change::{self, Edit, Refused};
 use lapsed::clock::Timestamp;
 use lapsed::jobs::{expire, remind};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::NewReminder;
-use lapsed::store::{Accounts, Error, Outbox, Store};
+use lapsed::store::{Accounts, Error, Outbox, Postgres, Store};
 use lapsed::token::{Address, Bucket, Kind, Owner, OwnerId, Status, TokenId};
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -73,6 +78,175 @@ stories!(partitioned on OnPartitions:
     one_key_for_two_owners,
     whatever_happens_at_once,
 );
+
+/// The stories tell the program from one with another statement in it. Each of these two rules of the outbox looks as if
+/// it could be simpler.
+mod mutated {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_message_that_is_opened_without_a_lock() {
+        fails::<DoNothing>(a_claim_leaves_what_a_planner_holds::<Mutated<DoNothing>>()).await;
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_attaches_in_one_statement() {
+        fails::<AttachAtOnce>(a_planner_is_done_while_a_claim_looks::<Mutated<AttachAtOnce>>()).await;
+    }
+
+    /// The pause that this story needs is not what it fails by.
+    #[tokio::test]
+    async fn a_claim_that_takes_its_time() {
+        a_planner_is_done_while_a_claim_looks::<Mutated<Pause>>().await;
+        assert!(Pause::changed().load(Ordering::Relaxed), "no statement was another");
+    }
+
+    /// The claim has begun, and looks for messages only when the planner has committed.
+    async fn a_planner_is_done_while_a_claim_looks<B: Server>() {
+        let world = World::<B>::new().await;
+        let (told, to_plan) = one_told_and_one_to_plan(&world).await;
+        let other = world.backend.open().await;
+        let now = world.now();
+        let held = hold(&world, &format!("SELECT pg_advisory_xact_lock({PAUSE})")).await;
+        let (claimed, planned) = tokio::join!(claim(&other, 2, now, 10), async {
+            waiting(&world, 1).await;
+            let lease = world.lease(remind::NAME).await;
+            let planned = remind::step(&world.store, &lease, &world.rules, now).await;
+            held.let_go().await;
+            planned
+        });
+        assert_eq!(planned.expect("a step").did.pending, 1);
+        world.check().await;
+        assert!(carry(&claimed, &[told, to_plan]), "{claimed:?}");
+    }
+
+    /// The story ends with what it is there to show.
+    async fn fails<M: Mutation>(story: impl Future<Output = ()>) {
+        let panic = AssertUnwindSafe(story).catch_unwind().await.expect_err("the story is not told apart");
+        let why = panic.downcast_ref::<String>().expect("a failed assertion");
+        assert!(why.contains("pending reminders that no message will carry"), "{why}");
+        assert!(M::changed().load(Ordering::Relaxed), "no statement was another");
+    }
+
+    trait Mutation: 'static {
+        fn rewrite(sql: &str) -> String;
+
+        /// Whether a statement was rewritten.
+        fn changed() -> &'static AtomicBool;
+    }
+
+    /// Does not lock the message that is open already.
+    struct DoNothing;
+
+    impl Mutation for DoNothing {
+        fn rewrite(sql: &str) -> String {
+            match sql.split_once("DO UPDATE SET not_before = LEAST(") {
+                Some((insert, _)) => format!("{insert}DO NOTHING"),
+                None => sql.to_owned(),
+            }
+        }
+
+        fn changed() -> &'static AtomicBool {
+            static CHANGED: AtomicBool = AtomicBool::new(false);
+            &CHANGED
+        }
+    }
+
+    /// The number of the lock that a claim waits for between its beginning and its look at the messages.
+    const PAUSE: i64 = 4;
+
+    /// The claim as it is, but for that wait.
+    struct Pause;
+
+    impl Mutation for Pause {
+        fn rewrite(sql: &str) -> String {
+            if !sql.starts_with("UPDATE messages SET state = 'sending'") {
+                return sql.to_owned();
+            }
+            let looks = "SELECT id FROM messages WHERE bucket = $1";
+            let sql = sql.replace(looks, &format!("{looks} AND (SELECT COUNT(*) FROM pause) = 1"));
+            format!("WITH pause AS MATERIALIZED (SELECT pg_advisory_xact_lock({PAUSE})) {sql}")
+        }
+
+        fn changed() -> &'static AtomicBool {
+            static CHANGED: AtomicBool = AtomicBool::new(false);
+            &CHANGED
+        }
+    }
+
+    /// Attaches with the snapshot of the statement that claims.
+    struct AttachAtOnce;
+
+    impl Mutation for AttachAtOnce {
+        fn rewrite(sql: &str) -> String {
+            if sql.starts_with("UPDATE reminders r SET message_id") {
+                return format!("{sql} AND FALSE");
+            }
+            match Pause::rewrite(sql).split_once(" UPDATE messages") {
+                Some((pause, claim)) => format!(
+                    "{pause}, claimed AS (UPDATE messages{claim}), \
+                     attached AS ( \
+                         UPDATE reminders r SET message_id = c.id \
+                         FROM claimed c \
+                         WHERE r.bucket = $1 AND r.contact_id = c.contact_id AND c.lease_epoch = 1 \
+                           AND r.state = 'pending' AND r.message_id IS NULL \
+                     ) \
+                     SELECT * FROM claimed"
+                ),
+                None => sql.to_owned(),
+            }
+        }
+
+        fn changed() -> &'static AtomicBool {
+            static CHANGED: AtomicBool = AtomicBool::new(false);
+            &CHANGED
+        }
+    }
+
+    /// PostgreSQL as a mutated program speaks to it.
+    struct Mutated<M> {
+        plain: OnPostgres,
+        proxy: Proxy,
+        mutation: PhantomData<M>,
+    }
+
+    impl<M: Mutation> Backend for Mutated<M> {
+        type Store = Postgres;
+
+        async fn make() -> Self {
+            let plain = OnPostgres::make().await;
+            let rewrite = |sql: &str| {
+                let rewritten = M::rewrite(sql);
+                M::changed().fetch_or(rewritten != sql, Ordering::Relaxed);
+                rewritten
+            };
+            let proxy = Proxy::rewriting(&plain.database.url, rewrite).await;
+            Self { plain, proxy, mutation: PhantomData }
+        }
+
+        async fn open(&self) -> Postgres {
+            Postgres::open(&self.proxy.url).await.expect("the store opens")
+        }
+
+        async fn count(&self, sql: &str) -> i64 {
+            self.plain.count(sql).await
+        }
+
+        async fn message(&self) -> (Uuid, String) {
+            self.plain.message().await
+        }
+
+        async fn execute(&self, sql: &str) {
+            self.plain.execute(sql).await;
+        }
+    }
+
+    impl<M: Mutation> Server for Mutated<M> {
+        fn database(&self) -> &Database {
+            &self.plain.database
+        }
+    }
+}
 
 /// A back end whose rows a transaction of the test can hold.
 trait Server: Backend {

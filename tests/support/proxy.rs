@@ -39,11 +39,17 @@ struct Shared {
     manner: watch::Sender<Manner>,
     cut: watch::Sender<bool>,
     released: Semaphore,
+    rewrite: fn(&str) -> String,
 }
 
 impl Proxy {
     /// Starts before the server of this URL (`postgres://USER:PASSWORD@HOST:PORT/NAME`).
     pub async fn start(url: &str) -> Self {
+        Self::rewriting(url, str::to_owned).await
+    }
+
+    /// The same, and the server gets other statements than the client prepares: the program with another text in it.
+    pub async fn rewriting(url: &str, rewrite: fn(&str) -> String) -> Self {
         let (user, rest) = url.rsplit_once('@').expect("a user");
         let (server, name) = rest.split_once('/').expect("a database");
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
@@ -55,6 +61,7 @@ impl Proxy {
             manner: watch::Sender::new(Manner::Dropped),
             cut: watch::Sender::new(false),
             released: Semaphore::new(0),
+            rewrite,
         });
         let task = tokio::spawn(Arc::clone(&shared).serve(listener));
         Self { url, shared, task }
@@ -116,7 +123,10 @@ impl Shared {
             let mut request = Vec::new();
             let mut executes = false;
             loop {
-                let message = read_message(&mut client).await?;
+                let mut message = read_message(&mut client).await?;
+                if message[0] == b'P' {
+                    message = self.rewritten(&message);
+                }
                 let text = |skip: usize| text_of(&message[5..], skip);
                 match message[0] {
                     b'X' => return server.write_all(&message).await,
@@ -154,6 +164,17 @@ impl Shared {
                 }
             }
         }
+    }
+}
+
+impl Shared {
+    /// A Parse message (its name, the statement, the types of its parameters) with another statement.
+    fn rewritten(&self, message: &[u8]) -> Vec<u8> {
+        let (name, sql) = (text_of(&message[5..], 0), text_of(&message[5..], 1));
+        let types = &message[5 + name.len() + 1 + sql.len() + 1..];
+        let texts = format!("{name}\0{}\0", (self.rewrite)(&sql));
+        let length = u32::try_from(4 + texts.len() + types.len()).expect("small");
+        [b"P", &length.to_be_bytes()[..], texts.as_bytes(), types].concat()
     }
 }
 
