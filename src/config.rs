@@ -12,6 +12,7 @@ mod check;
 mod duration;
 mod layers;
 mod reader;
+mod smtp;
 mod store_url;
 
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use lettre::message::Mailbox;
 
 pub use duration::{format_duration, parse_duration};
 pub use reader::Invalid;
+pub use smtp::{Login, Proof, Relay, Smtp, Timeouts, Tls};
 pub use store_url::StoreUrl;
 
 use crate::schedule::Cron;
@@ -92,6 +94,8 @@ pub struct Mail {
     pub reply_to: Option<Mailbox>,
     /// Who hears of what could not be delivered.
     pub fallback_to: Option<Address>,
+    /// How long after its first attempt a message is tried again; positive.
+    pub give_up_after: TimeDelta,
     /// An `http` or `https` URL with the placeholders `{token_id}`, `{owner_id}`, `{external_id}`, and no others.
     pub manage_url: Option<String>,
 }
@@ -105,44 +109,7 @@ pub enum Transport {
         path: PathBuf,
     },
     /// A mail server.
-    Smtp(Smtp),
-}
-
-/// `[mail.smtp]`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Smtp {
-    /// A host name or an IP address.
-    pub host: String,
-    /// Never 0: the usual port of `tls` stands here where none was given.
-    pub port: u16,
-    /// How the connection is encrypted.
-    pub tls: Tls,
-    /// The account. Set if and only if `password_file` is, and never with [`Tls::None`].
-    pub username: Option<String>,
-    /// The file that holds the password, to be read when connecting.
-    pub password_file: Option<PathBuf>,
-}
-
-/// `mail.smtp.tls`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tls {
-    /// Begins in the clear, and goes on only once encrypted (RFC 3207).
-    StartTls,
-    /// Encrypted from the first byte (RFC 8314).
-    Implicit,
-    /// In the clear.
-    None,
-}
-
-impl Tls {
-    /// The port where servers usually speak it: submission (RFC 6409), submissions (RFC 8314), smtp (RFC 5321).
-    pub fn usual_port(self) -> u16 {
-        match self {
-            Self::StartTls => 587,
-            Self::Implicit => 465,
-            Self::None => 25,
-        }
-    }
+    Smtp(Box<Smtp>),
 }
 
 /// `[retention]`: how long each kind of record is kept; all positive.

@@ -23,7 +23,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Schedule;
 use crate::jobs::Rules;
-use crate::jobs::deliver::{Delivered, Deliverer};
+use crate::jobs::deliver::{Delivered, Deliverer, Terms};
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
@@ -53,8 +53,10 @@ pub struct Setup {
     pub retention: Retention,
     /// Writes the mails.
     pub composer: Composer,
-    /// Sends them.
-    pub transport: Transport,
+    /// Sends them: one for each session.
+    pub transports: Vec<Transport>,
+    /// By what delivery goes.
+    pub terms: Terms,
 }
 
 /// What `run --once` did.
@@ -77,9 +79,8 @@ pub async fn run<S: Store>(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let holder = Uuid::new_v4();
-    let Setup { schedule, rules, retention, composer, transport } = setup;
+    let Setup { schedule, rules, retention, composer, transports, terms } = setup;
     let wake_deliver = Arc::new(Notify::new());
-    let fallback = rules.fallback;
     let planner = Planner {
         store: store.clone(),
         clock: clock.clone(),
@@ -106,7 +107,7 @@ pub async fn run<S: Store>(
         loops.spawn(planner.clone().run(task, wake));
     }
     on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
-    let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transport, fallback, holder);
+    let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
     loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone()));
     loops.spawn(follow(store, clock.clone(), stop.clone()));
     loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes, stop.clone()));
@@ -137,10 +138,9 @@ pub async fn run<S: Store>(
 /// # Errors
 /// When the store fails.
 pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup) -> store::Result<OnceReport> {
-    let Setup { schedule, mut rules, retention, composer, transport } = setup;
+    let Setup { schedule, mut rules, retention, composer, transports, terms } = setup;
     // Everything is planned before the first mail goes out: there is nothing to wait for.
     rules.hold = TimeDelta::zero();
-    let fallback = rules.fallback;
     let planner = Planner {
         store: store.clone(),
         clock: clock.clone(),
@@ -155,8 +155,8 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     for task in [Task::Expire, Task::Remind] {
         lines.push((task.name(), in_words(planner.pass(task).await?)));
     }
-    let mut deliverer = Deliverer::new(store, clock, composer, transport, fallback, planner.holder);
-    let delivered = deliver_all(&mut deliverer, &planner.stop).await?;
+    let mut deliverer = Deliverer::new(store, clock, composer, transports, terms, planner.holder);
+    let delivered = deliver_all(&mut deliverer).await?;
     let mail_refused = deliverer.is_paused();
     let delivered = match (mail_refused, delivered == Delivered::default()) {
         (false, _) => delivered.to_string(),
@@ -234,19 +234,16 @@ async fn wake_while_behind(
     }
 }
 
-async fn deliver_all<S: Store, C: Clock>(
-    deliverer: &mut Deliverer<S, C>,
-    stop: &CancellationToken,
-) -> store::Result<Delivered> {
+/// Delivers until nothing is due, and waits for the last of it.
+async fn deliver_all<S: Store, C: Clock + Clone>(deliverer: &mut Deliverer<S, C>) -> store::Result<Delivered> {
     let mut total = Delivered::default();
-    while !stop.is_cancelled() {
+    loop {
         let outcome = deliverer.step().await?;
         total += outcome.did;
-        if !outcome.more {
-            break;
+        if !outcome.more && !deliverer.wait().await {
+            return Ok(total);
         }
     }
-    Ok(total)
 }
 
 async fn deliver<S: Store>(
@@ -260,28 +257,43 @@ async fn deliver<S: Store>(
         tokio::time::sleep(FINISH).await;
     });
     while !stop.is_cancelled() {
-        let pass = async {
-            if let Err(error) = deliver_all(&mut deliverer, &stop).await {
-                pass::report_error(crate::jobs::deliver::NAME, &error);
-            }
-            deliverer.next_due().await.ok().flatten()
+        let step = tokio::select! {
+            step = deliverer.step() => step,
+            // The store is out of reach, say.
+            () = &mut late => break,
         };
-        let next = tokio::select! {
-            next = pass => next,
-            () = &mut late => {
-                tracing::warn!("a message in flight took too long: its lease ends by itself");
-                return;
-            }
-        };
+        match step {
+            Ok(outcome) if outcome.more => continue,
+            Ok(_) => {}
+            Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
+        }
+        let next = deliverer.next_due().await.ok().flatten();
         let wait = next.map_or(Duration::MAX, |at| (at - clock.now()).to_std().unwrap_or_default());
+        let idle_until = deliverer.idle_until();
         tokio::select! {
             () = stop.cancelled() => {}
             () = wake.notified() => {}
             // At least a second: instants are whole seconds.
             () = tokio::time::sleep(wait.max(Duration::from_secs(1))) => {}
+            () = at(idle_until) => deliverer.close_idle(),
+            true = deliverer.wait() => {}
         }
     }
-    deliverer.close().await;
+    tokio::select! {
+        finished = deliverer.finish() => match finished {
+            Ok(_) => deliverer.close().await,
+            Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
+        },
+        () = late => tracing::warn!("messages in flight took too long: their leases end by themselves"),
+    }
+}
+
+/// Waits for an instant; for ever, where there is none.
+async fn at(instant: Option<tokio::time::Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Cancels `stop` at the first SIGTERM or SIGINT, and ends the process at the second.

@@ -32,7 +32,7 @@ use crate::support::world::{World, days, lead};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::{Clock, ManualClock, Timestamp};
-use lapsed::jobs::deliver::{self, Deliverer};
+use lapsed::jobs::deliver::{self, Deliverer, Terms};
 use lapsed::jobs::purge::{self, Retention};
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::mail::compose::{Composed, Composer};
@@ -188,6 +188,7 @@ async fn stage<B: Backend>(world: &mut World<B>, act: Act) -> Vec<TokenId> {
 }
 
 /// A clock on which a minute passes whenever somebody looks at it: so a message's lease must be renewed.
+#[derive(Clone)]
 struct Creeping(Arc<ManualClock>);
 
 impl Clock for Creeping {
@@ -204,9 +205,18 @@ async fn play<S: Store>(act: Act, store: S, clock: Arc<ManualClock>, rules: Rule
         if let Some(answer) = act.answer() {
             memory.answer(answer);
         }
-        let transport = Transport::Memory(memory);
-        let mut deliverer = Deliverer::new(store, Creeping(clock), composer(), transport, rules.fallback, dying);
-        return Ok(deliverer.step().await?.did.lost);
+        let terms =
+            Terms { fallback: rules.fallback, give_up_after: days(2), every: Duration::ZERO, idle: Duration::MAX };
+        let transports = vec![Transport::Memory(memory)];
+        let mut deliverer = Deliverer::new(store, Creeping(clock), composer(), transports, terms, dying);
+        let mut lost = 0;
+        loop {
+            let outcome = deliverer.step().await?;
+            lost += outcome.did.lost;
+            if !outcome.more && !deliverer.wait().await {
+                return Ok(lost);
+            }
+        }
     }
     let job = match act {
         Act::Expire => expire::NAME,

@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::{Clock, SystemClock};
 use lapsed::config::Schedule;
-use lapsed::jobs::deliver::{Delivered, LEASE};
+use lapsed::jobs::deliver::{Delivered, LEASE, Terms};
 use lapsed::jobs::purge::Retention;
 use lapsed::mail::compose::Composer;
 use lapsed::mail::outcome::{Happened, Phase};
@@ -42,7 +42,7 @@ on_every_back_end!(
     what_fails_for_two_days_is_given_up,
 );
 
-const SENT: Delivered = Delivered { sent: 1, retried: 0, failed: 0, cancelled: 0, lost: 0 };
+const SENT: Delivered = Delivered { sent: 1, retried: 0, unknown: 0, failed: 0, cancelled: 0, lost: 0 };
 
 fn refused(phase: Phase, code: u16, text: &str) -> Happened {
     Happened::refused(phase, code, text)
@@ -417,7 +417,8 @@ async fn a_job_that_panics_ends_the_daemon() {
         rules: world.rules.clone(),
         retention: Retention { reminders: days(100), messages: days(100), ended_tokens: days(100) },
         composer: Composer::new("tokens@example.org".parse().expect("a mailbox"), None, None).expect("templates"),
-        transport: Transport::Memory(Memory::new()),
+        transports: vec![Transport::Memory(Memory::new())],
+        terms: Terms { fallback: None, give_up_after: days(2), every: Duration::ZERO, idle: Duration::from_secs(60) },
     };
     let running = service::run(world.store.clone(), clock, setup, CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it does not go on without a job");

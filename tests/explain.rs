@@ -68,12 +68,12 @@ const PROMISES: &[Expected] = &[
     by("AS tightest", "reminders_pending", &["bucket", "contact_id"]),
     by("AS tightest", "reminders_pkey", &["bucket", "token_id", "generation"]),
     by("suppressed_why FROM contacts WHERE bucket = $1 AND id", "contacts_pkey", &["bucket", "id"]),
-    by("owner_locale FROM", "tokens_pkey", &["bucket", "id"]),
-    by("owner_locale FROM", "owners_pkey", &["bucket", "id"]),
-    by("WHERE oc.contact_id = $1", "owner_contacts_contact", &["contact_id"]),
-    by("WHERE oc.contact_id = $1", "owners_pkey", &["bucket", "id"]),
+    by("AS speaks_for", "tokens_pkey", &["bucket", "id"]),
+    by("AS speaks_for", "owners_pkey", &["bucket", "id"]),
+    by("SELECT 1 FROM owner_contacts oc", "owner_contacts_pkey", &["bucket", "owner_id", "contact_id"]),
+    by("WHERE s.bucket", "owners_key", &["bucket", "key"]),
     by("UPDATE messages SET not_before = $5 WHERE", "messages_pkey", &["bucket", "id"]),
-    by("attempts = attempts + ", "messages_pkey", &["bucket", "id"]),
+    by("attempts = m.attempts + ", "messages_pkey", &["bucket", "id"]),
     by("SET suppressed_at = ", "contacts_pkey", &["bucket", "id"]),
     // purge
     by("DELETE FROM reminders", "reminders_deadline", &["deadline"]),
@@ -145,8 +145,9 @@ async fn what_names_a_bucket_touches_one_partition() {
         let message = carrying(&claimed);
         assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
         reads(&["messages"], &told(&backend, &capture, "UPDATE messages").await);
-        let record = Record { suppress: Some("550 unknown".into()), ..sent(message) };
-        assert!(store.record(message, &record, now).await.expect("a record"));
+        store.suppress(message, "550 unknown", now).await.expect("a write");
+        let record = sent(message);
+        assert!(store.record(&[(message, &record)], now).await.expect("a record")[0]);
         reads(&["messages", "reminders", "contacts"], &told(&backend, &capture, "UPDATE contacts").await);
 
         let n = active(round);
@@ -284,12 +285,14 @@ async fn deliver<S: Store>(store: &S, round: u32) {
     let claimed = store.claim(bucket, Uuid::from_u128(1), now, now + TimeDelta::minutes(5), 16).await.expect("a claim");
     let message = carrying(&claimed);
     let tokens: Vec<_> = message.reminders.iter().map(|reminder| reminder.token).collect();
-    let facts = store.facts(message.contact.id, &tokens).await.expect("a read");
-    assert_eq!(facts.tokens.len(), tokens.iter().collect::<BTreeSet<_>>().len());
+    let asked: Vec<_> = tokens.iter().map(|token| (message.contact.id, *token)).collect();
+    let facts = store.facts(&asked).await.expect("a read");
+    assert_eq!(facts[&message.contact.id].tokens.len(), tokens.iter().collect::<BTreeSet<_>>().len());
+    store.suppress(message, "550 unknown", now).await.expect("a write");
     assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
     let escalation = reminder(tokens[0].uuid(), now);
-    let record = Record { suppress: Some("550 unknown".into()), escalations: vec![escalation], ..sent(message) };
-    assert!(store.record(message, &record, now).await.expect("a record"));
+    let record = Record { escalations: vec![escalation], ..sent(message) };
+    assert!(store.record(&[(message, &record)], now).await.expect("a record")[0]);
 }
 
 /// A claimed message that says something.

@@ -8,7 +8,7 @@ use crate::support::smtp::Sink;
 use crate::support::world::{World, dawn};
 use chrono::TimeDelta;
 use lapsed::change;
-use lapsed::config::{Smtp, Tls};
+use lapsed::config::Smtp;
 use lapsed::mail::smtp;
 use lapsed::mail::transport::Transport;
 use lapsed::store::Accounts;
@@ -42,9 +42,9 @@ fn owed(token: &Known, until: i64) -> usize {
 async fn twelve_weeks<B: Backend>() {
     let mut world = World::<B>::new().await;
     let sink = tokio::task::spawn_blocking(Sink::start).await.expect("smtp-sink starts");
-    let server =
-        Smtp { host: "127.0.0.1".into(), port: sink.port(), tls: Tls::None, username: None, password_file: None };
-    let mut deliverer = world.deliverer(Transport::Smtp(Box::new(smtp::Smtp::new(server))));
+    let server = Smtp { connections: 3, ..Smtp::plain("127.0.0.1", sink.port()) };
+    let sessions = smtp::Smtp::sessions(server).into_iter();
+    let mut deliverer = world.deliverer(sessions.map(|session| Transport::Smtp(Box::new(session))).collect());
     world.rules.batch = 4;
 
     let people: [(&str, &'static [&'static str]); 4] = [

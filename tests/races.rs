@@ -420,14 +420,14 @@ async fn two_that_open_a_message_for_one_contact<B: Server>() {
         remind::step(&world.store, &lease, &world.rules, now),
         async {
             waiting(&world, 1).await;
-            other.record(&claimed[0], &dead, now).await
+            other.record(&[(&claimed[0], &dead)], now).await
         },
         async {
             waiting(&world, 2).await;
             held.let_go().await;
         }
     );
-    assert!(recorded.expect("a record"));
+    assert_eq!(recorded.expect("a record"), [true]);
     assert_eq!(planned.expect("a step").did.pending, 2);
     world.check().await;
     let open = format!("SELECT COUNT(*) FROM messages WHERE state = 'open' AND contact_id = '{fallback}'");
@@ -549,7 +549,7 @@ async fn two_claimers_share_what_is_due<B: Backend>() {
 async fn record_all<S: Store>(store: &S, messages: &[ClaimedMessage], now: Timestamp) -> usize {
     let mut recorded = 0;
     for message in messages {
-        recorded += usize::from(store.record(message, &sent(message), now).await.expect("a record"));
+        recorded += usize::from(store.record(&[(message, &sent(message))], now).await.expect("a record")[0]);
     }
     recorded
 }
@@ -571,19 +571,19 @@ async fn a_lost_lease_on_a_message<B: Backend>() {
         let before = (world.store.message_counts().await.expect("a read"), world.ledger(told).await);
         let record = Record {
             delivery: Delivery::Failed("550 unknown".into()),
-            suppress: Some("550 unknown".into()),
             escalations: vec![escalation(told, fallback, now)],
             ..sent(&stalled[0])
         };
-        assert!(!world.store.record(&stalled[0], &record, now).await.expect("an answer"), "taken by {by}");
+        world.store.suppress(&stalled[0], "550 unknown", now).await.expect("an answer");
+        assert!(!world.store.record(&[(&stalled[0], &record)], now).await.expect("an answer")[0], "taken by {by}");
         assert!(!world.store.renew(&stalled[0], now + days(1)).await.expect("an answer"), "taken by {by}");
         assert_eq!((world.store.message_counts().await.expect("a read"), world.ledger(told).await), before);
         assert_eq!(world.backend.count("SELECT COUNT(*) FROM contacts WHERE suppressed_at IS NOT NULL").await, 0);
         world.check().await;
 
         assert!(other.renew(&taken[0], now + TimeDelta::minutes(9)).await.expect("an answer"));
-        assert!(other.record(&taken[0], &sent(&taken[0]), now).await.expect("an answer"));
-        assert!(!other.record(&taken[0], &sent(&taken[0]), now).await.expect("an answer"), "once");
+        assert!(other.record(&[(&taken[0], &sent(&taken[0]))], now).await.expect("an answer")[0]);
+        assert!(!other.record(&[(&taken[0], &sent(&taken[0]))], now).await.expect("an answer")[0], "once");
         assert_eq!(world.ledger(told).await, [format!("0: 30d sent to {ADDRESS}")]);
     }
 }
@@ -723,7 +723,7 @@ async fn whatever_happens_at_once<B: Backend>() {
                     let claimed = store.claim(*bucket, Uuid::from_u128(holder), now, until, 2).await;
                     for message in claimed.expect("a claim") {
                         if let Some(record) = any_outcome(&message, fallback, now) {
-                            store.record(&message, &record, now).await.expect("a record");
+                            store.record(&[(&message, &record)], now).await.expect("a record");
                         }
                     }
                 }
@@ -762,7 +762,7 @@ fn any_outcome(message: &ClaimedMessage, fallback: lapsed::token::ContactId, now
         0 => None,
         1 | 2 => {
             let at = now + TimeDelta::seconds(rand::rng().random_range(0..90));
-            let delivery = Delivery::Retry { at, reply: "451 later".into(), counts: true };
+            let delivery = Delivery::Retry { at, reply: "451 later".into(), counts: true, unknown: false };
             Some(Record { delivery, settled: Vec::new(), ..sent(message) })
         }
         3 => {
@@ -773,7 +773,6 @@ fn any_outcome(message: &ClaimedMessage, fallback: lapsed::token::ContactId, now
                 delivery: Delivery::Failed("550 no".into()),
                 settled: record.settled.into_iter().map(fail).collect(),
                 escalations: escalations.map(|reminder| escalation(reminder.token, fallback, now)).collect(),
-                suppress: None,
             })
         }
         _ => Some(sent(message)),

@@ -1,10 +1,12 @@
 //! What a pass costs when nothing is due: every job once, as `lapsed run --once` does them, from one connection pool.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use lapsed::clock::SystemClock;
 use lapsed::config;
+use lapsed::jobs::deliver::Terms;
 use lapsed::jobs::purge::Retention;
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
@@ -100,6 +102,7 @@ fn setup() -> Setup {
     };
     let from = "Tokens <tokens@example.org>".parse().expect("a mailbox");
     let composer = Composer::new(from, None, None).expect("templates");
-    let transport = Transport::Memory(Memory::new());
-    Setup { schedule: settings.schedule, rules: rules(), retention, composer, transport }
+    let transports = vec![Transport::Memory(Memory::new())];
+    let terms = Terms { fallback: None, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX };
+    Setup { schedule: settings.schedule, rules: rules(), retention, composer, transports, terms }
 }

@@ -21,6 +21,7 @@ use crate::change;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config;
 use crate::jobs::Rules;
+use crate::jobs::deliver::Terms;
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::maildir::Maildir;
@@ -52,14 +53,14 @@ const LENGTH: (TimeDelta, TimeDelta) = (TimeDelta::seconds(58), TimeDelta::secon
 pub struct Demo {
     /// Send the mails to this server, without encryption, in the place of writing them to a directory
     #[arg(long, value_name = "HOST:PORT", value_parser = server)]
-    smtp: Option<config::Smtp>,
+    smtp: Option<config::Relay>,
 }
 
-fn server(text: &str) -> Result<config::Smtp, String> {
+fn server(text: &str) -> Result<config::Relay, String> {
     let parsed = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse().ok()?)));
     let (host, port) = parsed.filter(|(host, _)| !host.is_empty()).ok_or("write HOST:PORT, such as localhost:1025")?;
     let host = host.trim_matches(['[', ']']).to_owned();
-    Ok(config::Smtp { host, port, tls: config::Tls::None, username: None, password_file: None })
+    Ok(config::Relay { host, port })
 }
 
 impl Demo {
@@ -70,10 +71,10 @@ impl Demo {
         let url = format!("sqlite:{}", directory.join("lapsed.db").display());
         let store = Sqlite::open(&url).await?;
         let clock = Arc::new(SystemClock::default());
-        let to = self.smtp.as_ref().map(|smtp| format!("{}:{}", smtp.host, smtp.port));
+        let to = self.smtp.as_ref().map(ToString::to_string);
         introduce(&directory, to.as_deref().unwrap_or(&mailbox.display().to_string()))?;
         let transport = match self.smtp {
-            Some(smtp) => Transport::Smtp(Box::new(Smtp::new(smtp))),
+            Some(relay) => Transport::Smtp(Box::new(Smtp::new(config::Smtp::plain(relay.host, relay.port)))),
             None => Transport::Maildir(Maildir::new(mailbox.clone())),
         };
 
@@ -128,13 +129,14 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             reconcile: Cron::parse("0 47 2 * * *").map_err(anyhow::Error::msg)?,
         },
         rules: Rules { policy, fallback, hold: HOLD, batch: 100 },
+        terms: Terms { fallback, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX },
         retention: Retention { reminders: year, messages: year, ended_tokens: year },
         composer: Composer::new(
             "Token service <tokens@example.org>".parse()?,
             None,
             Some("https://example.org/t/{token_id}".into()),
         )?,
-        transport,
+        transports: vec![transport],
     })
 }
 

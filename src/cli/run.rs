@@ -1,6 +1,7 @@
 //! `lapsed run`
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::TimeDelta;
 use clap::Args;
@@ -10,6 +11,7 @@ use super::{Failure, Outcome, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Settings};
 use crate::jobs::Rules;
+use crate::jobs::deliver::Terms;
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::maildir::Maildir;
@@ -61,9 +63,14 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     let mail = &settings.mail;
     let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
     let composer = composer.map_err(|error| usage(&error))?;
-    let transport = match transport {
-        config::Transport::Maildir { path } => Transport::Maildir(Maildir::new(path.clone())),
-        config::Transport::Smtp(smtp) => Transport::Smtp(Box::new(Smtp::new(smtp.clone()))),
+    let (transports, every, idle) = match transport {
+        config::Transport::Maildir { path } => {
+            (vec![Transport::Maildir(Maildir::new(path.clone()))], Duration::ZERO, Duration::MAX)
+        }
+        config::Transport::Smtp(smtp) => {
+            let sessions = Smtp::sessions(*smtp.clone()).into_iter();
+            (sessions.map(|session| Transport::Smtp(Box::new(session))).collect(), smtp.every, smtp.idle_timeout)
+        }
     };
     let fallback = match &mail.fallback_to {
         Some(address) => {
@@ -83,5 +90,6 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     // Leads of seconds are for trying things out: a message must not wait until it is no longer true.
     let shortest = policy.leads().last().map_or(HOLD, |lead| lead.span() / 4);
     let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: BATCH };
-    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transport })
+    let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
+    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms })
 }

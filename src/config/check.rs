@@ -10,9 +10,7 @@ use lettre::Address;
 use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
-use super::{
-    Log, Mail, Reminders, Retention, Schedule, Settings, Smtp, Store, StoreUrl, Tls, Transport, parse_duration,
-};
+use super::{Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport, parse_duration, smtp};
 use crate::schedule::Cron;
 use crate::telemetry;
 
@@ -83,14 +81,15 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
     let from = r.optional("mail.from", mailbox);
     let reply_to = r.optional("mail.reply_to", mailbox);
     let fallback_to = r.optional("mail.fallback_to", address);
+    let give_up_after = r.required("mail.give_up_after", positive);
     let manage_url = r.optional("mail.manage_url", manage_url);
     // Read whether or not it is the chosen way: a mistake should not wait until somebody switches.
-    let smtp = smtp(r);
+    let smtp = smtp::smtp(r);
     let maildir = r.optional("mail.maildir.path", path);
 
     let transport = match way? {
         None => None,
-        Some(Way::Smtp) => Some(Transport::Smtp(smtp?)),
+        Some(Way::Smtp) => Some(Transport::Smtp(Box::new(smtp?))),
         Some(Way::Maildir) => match maildir? {
             Some(path) => Some(Transport::Maildir { path }),
             None => {
@@ -98,48 +97,14 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
             }
         },
     };
-    Ok(Mail { transport, from: from?, reply_to: reply_to?, fallback_to: fallback_to?, manage_url: manage_url? })
-}
-
-fn smtp(r: &mut Reader) -> Result<Smtp, Reported> {
-    let host = r.required("mail.smtp.host", |text| {
-        if text.contains(|c: char| c.is_whitespace() || "/@".contains(c)) {
-            Err("must be the name or the address of a host, and nothing else".to_owned())
-        } else {
-            Ok(text.to_owned())
-        }
-    });
-    let port = r.number("mail.smtp.port");
-    let tls = r.required("mail.smtp.tls", |text| match text {
-        "starttls" => Ok(Tls::StartTls),
-        "implicit" => Ok(Tls::Implicit),
-        "none" => Ok(Tls::None),
-        _ => Err("must be \"starttls\", \"implicit\" or \"none\"".to_owned()),
-    });
-    let username = r.optional("mail.smtp.username", |text| Ok(text.to_owned()));
-    let password_file = r.optional("mail.smtp.password_file", path);
-
-    match (&username, &password_file) {
-        (Ok(Some(_)), Ok(None)) => {
-            r.report("mail.smtp.username", "needs mail.smtp.password_file beside it");
-        }
-        (Ok(None), Ok(Some(_))) => {
-            r.report("mail.smtp.password_file", "needs mail.smtp.username beside it");
-        }
-        _ => {}
-    }
-    if let (Ok(Tls::None), Ok(Some(_))) = (&tls, &username) {
-        r.report(
-            "mail.smtp.tls",
-            "would send the password of mail.smtp.username in the clear: use \"starttls\" or \"implicit\"",
-        );
-    }
-    let tls = tls?;
-    let port = match port? {
-        0 => tls.usual_port(),
-        port => port,
-    };
-    Ok(Smtp { host: host?, port, tls, username: username?, password_file: password_file? })
+    Ok(Mail {
+        transport,
+        from: from?,
+        reply_to: reply_to?,
+        fallback_to: fallback_to?,
+        give_up_after: give_up_after?,
+        manage_url: manage_url?,
+    })
 }
 
 fn retention(r: &mut Reader) -> Result<Retention, Reported> {
@@ -163,12 +128,12 @@ fn lead_time(text: &str) -> Result<TimeDelta, String> {
     }
 }
 
-fn positive(text: &str) -> Result<TimeDelta, String> {
+pub(super) fn positive(text: &str) -> Result<TimeDelta, String> {
     let duration = parse_duration(text)?;
     if duration > TimeDelta::zero() { Ok(duration) } else { Err("must be longer than zero".to_owned()) }
 }
 
-fn path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 

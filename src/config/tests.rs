@@ -83,7 +83,14 @@ fn the_defaults_are_complete() {
     );
     assert_eq!(
         settings.mail,
-        Mail { transport: None, from: None, reply_to: None, fallback_to: None, manage_url: None }
+        Mail {
+            transport: None,
+            from: None,
+            reply_to: None,
+            fallback_to: None,
+            give_up_after: TimeDelta::days(2),
+            manage_url: None
+        }
     );
     assert_eq!(settings.retention.messages, TimeDelta::days(90));
     assert_eq!(settings.log.level, "info");
@@ -119,13 +126,11 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
     let settings = machine.load(Some(&path)).unwrap();
     assert_eq!(
         settings.mail.transport,
-        Some(Transport::Smtp(Smtp {
-            host: "from-environment".to_owned(),
-            port: 2525,
+        Some(Transport::Smtp(Box::new(Smtp {
             tls: Tls::StartTls,
-            username: None,
-            password_file: None,
-        }))
+            connections: 4,
+            ..Smtp::plain("from-environment", 2525)
+        })))
     );
     assert_eq!(settings.reminders.lead_times, [TimeDelta::weeks(1), TimeDelta::days(2)]);
     assert!(!settings.reminders.expired_notice);

@@ -1,44 +1,47 @@
 //! `deliver`: sends messages, each to one contact, and records what became of them.
 //!
-//! A message is claimed in a short transaction, sent in none, and recorded in a short transaction. Between the mail
-//! server's acceptance and the record a crash repeats the message, with the same `Message-ID` and the same reminders or
-//! fewer; nothing else can repeat one. Nothing is claimed before the mail server answers, so that a server that is out
-//! of reach touches no message. What is said is checked against the tokens as they are at that moment.
+//! Messages are claimed in a short transaction, sent in none, and recorded in a short transaction. Between the mail
+//! server's acceptance and the record a crash repeats a message, with the same `Message-ID` and the same reminders or
+//! fewer; nothing else can repeat one. At most as many are claimed as there are sessions that can begin at once, so that
+//! many are repeated at most. Nothing is claimed before the mail server answers, so that a server that is out of reach
+//! touches no message. What is said is checked against the tokens as they are at that moment.
+//!
+//! One [`Deliverer`] claims, checks and records for all sessions of its process, for as many of them at once as are idle;
+//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other.
 
-use std::collections::VecDeque;
+mod attempt;
+mod pace;
+mod pause;
+mod record;
+mod sessions;
+
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
-use crate::mail::compose::{Composer, Item, Letter};
-use crate::mail::outcome::{Happened, Next, decide};
+use crate::mail::compose::{Composer, Letter};
 use crate::mail::transport::Transport;
-use crate::policy::{Reason, Verdict, recheck};
-use crate::store::accounts::ReminderState;
-use crate::store::outbox::{ClaimedMessage, ClaimedReminder, Delivery, Record, Settled};
-use crate::store::planning::{Facts, NewReminder};
+use crate::store::outbox::ClaimedMessage;
+use crate::store::planning::Facts;
 use crate::store::{Result, Store};
-use crate::token::{Bucket, ContactId};
+use crate::token::{Bucket, ContactId, MessageId};
+use attempt::Attempt;
+use pace::Pace;
+use pause::{Pause, Refused};
+use sessions::{Ended, Sessions, Told};
 
 /// The job's name in logs.
 pub const NAME: &str = "deliver";
 
 /// How long a claim lasts without renewal.
 pub const LEASE: TimeDelta = TimeDelta::minutes(5);
-
-/// With less than this left of its lease, a message is renewed before it is handed over.
-const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
-
-/// How often a message that is being sent is renewed.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
-
-/// How long delivery pauses when the mail server refuses everybody: at first, and at most.
-const PAUSE: (TimeDelta, TimeDelta) = (TimeDelta::seconds(5), TimeDelta::minutes(5));
 
 /// What a step did, in messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct Delivered {
     pub sent: u64,
     /// To be tried again.
     pub retried: u64,
+    /// Of these, how many may have been delivered all the same.
+    pub unknown: u64,
     /// Given up.
     pub failed: u64,
     /// Had nothing left to say.
@@ -60,6 +65,7 @@ impl fmt::Display for Delivered {
         let counts = [
             (self.sent, "sent"),
             (self.retried, "to be tried again"),
+            (self.unknown, "of unknown outcome"),
             (self.failed, "given up"),
             (self.cancelled, "had nothing left to say"),
             (self.lost, "lost to another process"),
@@ -75,372 +81,277 @@ impl std::ops::AddAssign for Delivered {
     fn add_assign(&mut self, other: Self) {
         self.sent += other.sent;
         self.retried += other.retried;
+        self.unknown += other.unknown;
         self.failed += other.failed;
         self.cancelled += other.cancelled;
         self.lost += other.lost;
     }
 }
 
-/// Why delivery waits for the mail server.
+/// By what delivery goes.
 #[derive(Clone, Debug)]
-struct Paused {
-    until: Timestamp,
-    next: TimeDelta,
+pub struct Terms {
+    /// Who hears of what could not be delivered.
+    pub fallback: Option<ContactId>,
+    /// How long after its first claim a message is retried.
+    pub give_up_after: TimeDelta,
+    /// The least time between the starts of two messages; zero: none.
+    pub every: Duration,
+    /// How long a session that has nothing to do stays open.
+    pub idle: Duration,
 }
 
-/// Sends messages from a store through one session.
+/// Sends messages from a store, through several sessions at once.
 pub struct Deliverer<S, C> {
     store: S,
     clock: C,
-    composer: Composer,
-    transport: Transport,
-    fallback: Option<ContactId>,
+    composer: Arc<Composer>,
+    terms: Terms,
     holder: Uuid,
+    sessions: Sessions,
+    pace: Pace,
+    /// Buckets that have messages to claim, as far as is known.
     due: VecDeque<Bucket>,
-    paused: Option<Paused>,
+    /// The store was asked, and nothing more is due.
+    nothing_due: bool,
+    /// The last claim brought as much as was asked for.
+    plenty: bool,
+    pause: Pause,
+    /// Tried, and to be recorded.
+    ended: Vec<Attempt>,
+    /// Refused at MAIL: what that means is seen from the message that comes next.
+    suspect: Option<Attempt>,
+    /// The message that was refused at MAIL last, while none has got past it since.
+    refused: Option<MessageId>,
 }
 
-impl<S: Store, C: Clock> Deliverer<S, C> {
-    /// A deliverer that sends through this transport, and claims in the name of this process.
-    pub fn new(
-        store: S,
-        clock: C,
-        composer: Composer,
-        transport: Transport,
-        fallback: Option<ContactId>,
-        holder: Uuid,
-    ) -> Self {
-        Self { store, clock, composer, transport, fallback, holder, due: VecDeque::new(), paused: None }
-    }
-
-    /// The transport, for tests that ask what it sent.
-    pub fn transport(&mut self) -> &mut Transport {
-        &mut self.transport
+impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
+    /// A deliverer with as many sessions as there are transports, which claims in the name of this process.
+    pub fn new(store: S, clock: C, composer: Composer, transports: Vec<Transport>, terms: Terms, holder: Uuid) -> Self {
+        Self {
+            store,
+            clock,
+            composer: Arc::new(composer),
+            holder,
+            sessions: Sessions::new(transports),
+            pace: Pace::new(terms.every),
+            due: VecDeque::new(),
+            nothing_due: false,
+            plenty: false,
+            pause: Pause::default(),
+            ended: Vec::new(),
+            suspect: None,
+            refused: None,
+            terms,
+        }
     }
 
     /// Whether the mail server refuses everybody, so that messages wait without being tried.
     pub fn is_paused(&self) -> bool {
-        self.paused.is_some()
+        self.pause.is_on()
     }
 
-    /// Sends the due messages of a bucket, as many as the transport takes at once.
+    /// Records what has ended, and begins with as many messages as there are sessions for them. Waits for the store, and
+    /// for no mail server: [`Deliverer::wait`] does.
     ///
     /// # Errors
     /// When the store fails. Claimed messages are then claimed again when their lease ends.
     pub async fn step(&mut self) -> Result<Outcome<Delivered>> {
-        let nothing = Outcome { did: Delivered::default(), more: false };
-        let now = self.clock.now();
-        if self.paused.as_ref().is_some_and(|paused| now < paused.until && paused.until <= now + PAUSE.1) {
-            return Ok(nothing);
+        while let Some(told) = self.sessions.try_ended() {
+            self.note(told);
         }
-        if self.due.is_empty() {
-            let due = self.store.queue(now).await?.due;
-            // From a random start, so that several processes begin in different places.
-            let start = usize::from(rand::random::<u8>()) % due.len().max(1);
-            self.due = due.iter().cycle().skip(start).take(due.len()).copied().collect();
-        }
-        let Some(bucket) = self.due.front().copied() else {
-            return Ok(nothing);
-        };
-        if let Err(happened) = self.transport.ready().await {
-            self.pause(&happened.reply(), now);
-            return Ok(nothing);
-        }
-        self.resume();
-        // Anew: a slow server may take longer to greet us than a lease lasts.
-        let now = self.clock.now();
-        let claimed = self.store.claim(bucket, self.holder, now, now + LEASE, 1).await?;
-        if claimed.is_empty() {
-            self.due.pop_front();
-        }
-        let mut did = Delivered::default();
-        for message in claimed {
-            did += self.deliver(message).await?;
-        }
-        Ok(Outcome { did, more: self.paused.is_none() })
+        let did = self.record_ended().await?;
+        self.begin().await?;
+        let more = !self.ended.is_empty() || (!self.nothing_due && self.room(self.clock.now()) > 0);
+        Ok(Outcome { did, more })
     }
 
-    /// When the next step would find something to do, as far as is known now; `None`: not before something new is due.
+    /// Waits until there is something for another step to do: a message was tried, a session was opened, or the rate
+    /// allows one more. `false` at once, when nothing of that is under way. Nothing is lost when it is dropped.
+    pub async fn wait(&mut self) -> bool {
+        let may_begin = !self.nothing_due && self.sessions.idle() > 0 && !self.pause.waits(self.clock.now());
+        let allowed = self.pace.wait(Instant::now()).filter(|_| may_begin);
+        if !self.sessions.are_busy() && allowed.is_none() {
+            return false;
+        }
+        let until_allowed = async {
+            match allowed {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
+            () = until_allowed => {}
+        }
+        true
+    }
+
+    /// Claims nothing more, waits for what is under way, and records it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn finish(&mut self) -> Result<Delivered> {
+        let mut did = Delivered::default();
+        self.pause.stop();
+        while self.sessions.sending() > 0 || self.suspect.is_some() || !self.ended.is_empty() {
+            if self.sessions.sending() == 0 {
+                self.release_suspect();
+            }
+            if self.ended.is_empty()
+                && let Some(told) = self.sessions.ended().await
+            {
+                self.note(told);
+            }
+            did += self.record_ended().await?;
+        }
+        Ok(did)
+    }
+
+    /// When the next step would find something to do, as far as is known now; `None`: not before something new is due,
+    /// or [`Deliverer::wait`] says so.
     ///
     /// # Errors
     /// When the store fails.
     pub async fn next_due(&self) -> Result<Option<Timestamp>> {
-        if let Some(paused) = &self.paused {
-            return Ok(Some(paused.until));
+        if let Some(until) = self.pause.until() {
+            return Ok(Some(until));
+        }
+        if !self.nothing_due {
+            return Ok(None);
         }
         let now = self.clock.now();
         let queue = self.store.queue(now).await?;
         Ok(if queue.due.is_empty() { queue.next } else { Some(now) })
     }
 
-    /// Ends the session with the mail server.
+    /// When the first session will have been idle for too long.
+    pub fn idle_until(&self) -> Option<Instant> {
+        self.sessions.idle_until(self.terms.idle)
+    }
+
+    /// Closes the sessions that have been idle for too long.
+    pub fn close_idle(&mut self) {
+        self.sessions.close_idle(self.terms.idle);
+    }
+
+    /// Ends all sessions with the mail server.
     pub async fn close(&mut self) {
-        self.transport.close().await;
+        self.sessions.close().await;
     }
 
-    async fn deliver(&mut self, message: ClaimedMessage) -> Result<Delivered> {
-        let mut ids: Vec<_> = message.reminders.iter().map(|reminder| reminder.token).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let facts = self.store.facts(message.contact.id, &ids).await?;
+    fn note(&mut self, told: Told) {
+        match told {
+            Told::Opened(Ok(())) => self.pause.opened(),
+            Told::Opened(Err(happened)) => self.refused_everybody(&happened.reply(), Refused::BeforeMail),
+            Told::Attempted(attempt) => self.ended.push(*attempt),
+        }
+    }
+
+    /// How many messages may begin now.
+    fn room(&self, now: Timestamp) -> usize {
+        if self.pause.waits(now) {
+            return 0;
+        }
+        // One message shows whether the server still refuses everybody.
+        let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
+        self.pace.room(Instant::now(), self.sessions.idle().min(most))
+    }
+
+    async fn begin(&mut self) -> Result<()> {
+        self.sessions.doubt_stale();
+        if !self.pause.waits(self.clock.now()) {
+            self.look().await?;
+            self.open_sessions();
+            loop {
+                let now = self.clock.now();
+                let room = self.room(now);
+                let Some(bucket) = self.due.front().copied().filter(|_| room > 0) else { break };
+                let claimed = self.claim(bucket, room, now).await?;
+                self.plenty = claimed.len() == room;
+                if !self.plenty {
+                    self.due.pop_front();
+                }
+                self.start(claimed).await?;
+            }
+        }
+        if self.sessions.sending() == 0 && (self.nothing_due || self.pause.is_on()) {
+            self.release_suspect();
+        }
+        Ok(())
+    }
+
+    /// Finds the buckets that have messages to claim, when none is known.
+    async fn look(&mut self) -> Result<()> {
+        if self.due.is_empty() {
+            let due = self.store.queue(self.clock.now()).await?.due;
+            // From a random start, so that several processes begin in different places.
+            let start = usize::from(rand::random::<u8>()) % due.len().max(1);
+            self.due = due.iter().cycle().skip(start).take(due.len()).copied().collect();
+            self.nothing_due = due.is_empty();
+        }
+        Ok(())
+    }
+
+    /// Opens as many sessions as there seem to be messages for.
+    fn open_sessions(&mut self) {
+        if self.nothing_due {
+            return;
+        }
         let now = self.clock.now();
-        let Judged { speaking, mut settled, passed_on } = judge(&message, &facts, now);
-        let to_new_fallback = self.fallback.filter(|fallback| *fallback != message.contact.id);
-        let passed_on = to_new_fallback
-            .into_iter()
-            .flat_map(|fallback| passed_on.iter().map(move |said| said.escalated(fallback, said.reminder.reason)));
-        let passed_on: Vec<NewReminder> = passed_on.collect();
-
-        let suppressed = message.contact.suppressed.is_some();
-        if speaking.is_empty() || suppressed {
-            let why = Reason::Suppressed;
-            settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Unreachable, Some(why))));
-            let mut escalations = self.escalations(&message, &speaking, why, true).await?;
-            escalations.extend(passed_on);
-            let record = Record { delivery: Delivery::Cancelled, settled, suppress: None, escalations };
-            return self.record(&message, record, message.lease_until).await;
-        }
-
-        let hold = Hold { store: &self.store, clock: &self.clock, message: &message, until: AtomicI64::new(0) };
-        hold.until.store(message.lease_until.timestamp(), Ordering::Relaxed);
-        let items = speaking.iter().filter_map(|said| said.item(&facts)).collect();
-        let letter = Letter { message: message.id, to: message.contact.clone(), items };
-        let happened = match self.composer.compose(&letter, now) {
-            Ok(composed) => {
-                let sending = self.transport.send(message.id, &composed, || hold.still_ours());
-                tokio::pin!(sending);
-                loop {
-                    tokio::select! {
-                        happened = &mut sending => break happened,
-                        // Dropping the send drops its session: nothing more goes out.
-                        () = tokio::time::sleep(RENEW_EVERY) => if !hold.prolong().await && hold.is_over() {
-                            break Happened::LostLease;
-                        },
-                    }
-                }
-            }
-            Err(error) => Happened::Unbuildable { error: error.to_string() },
+        let (coming, opened) = (self.sessions.coming(), self.sessions.opened());
+        let more = if self.pause.is_on() {
+            1_usize.saturating_sub(coming)
+        } else if self.pause.takes_no_more(now) {
+            1_usize.saturating_sub(opened)
+        } else {
+            let wanted = if self.plenty { self.sessions.all() } else { self.due.len().max(1) };
+            wanted.saturating_sub(if self.plenty { opened } else { coming })
         };
-
-        let (now, lease_until) = (self.clock.now(), hold.until());
-        let attempt = u32::try_from(message.attempts).unwrap_or_default().saturating_add(1);
-        let next = decide(&happened, attempt, now - message.first_claimed_at, rand::random());
-        let mut record = match next {
-            Next::Abandon => {
-                tracing::warn!(message = %message.id, "lost the lease on a message before it was handed over");
-                return Ok(Delivered { lost: 1, ..Delivered::default() });
-            }
-            Next::Sent { reply } => {
-                settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Sent, None)));
-                Record { delivery: Delivery::Sent(reply), settled, suppress: None, escalations: Vec::new() }
-            }
-            Next::Retry { after, reply } => {
-                let delivery = Delivery::Retry { at: now + after, reply, counts: true };
-                Record { delivery, settled, suppress: None, escalations: Vec::new() }
-            }
-            Next::Pause { reply } => {
-                self.pause(&reply, now);
-                let delivery = Delivery::Retry { at: now + PAUSE.0, reply, counts: false };
-                Record { delivery, settled, suppress: None, escalations: Vec::new() }
-            }
-            Next::Failed { reply, suppress } => {
-                let why = Reason::Undeliverable;
-                settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Failed, Some(why))));
-                let escalations = self.escalations(&message, &speaking, why, suppress).await?;
-                let suppress = suppress.then(|| reply.clone());
-                Record { delivery: Delivery::Failed(reply), settled, suppress, escalations }
-            }
-        };
-        record.escalations.extend(passed_on);
-        self.record(&message, record, lease_until).await
-    }
-
-    /// What the fallback is told of reminders that their contact was not. Where the address was at fault, another contact
-    /// of the owner is enough; where the message was, operations must hear of it.
-    async fn escalations(
-        &self,
-        message: &ClaimedMessage,
-        unsaid: &[Said<'_>],
-        why: Reason,
-        address_at_fault: bool,
-    ) -> Result<Vec<NewReminder>> {
-        let Some(fallback) = self.fallback.filter(|_| !unsaid.is_empty()) else { return Ok(Vec::new()) };
-        if fallback == message.contact.id {
-            tracing::error!(message = %message.id, "the fallback itself could not be told");
-            return Ok(Vec::new());
-        }
-        let mut owners: Vec<_> = unsaid.iter().filter_map(|said| said.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let reachable = self.store.reachable(&owners).await?;
-        let told = |said: &&Said<'_>| {
-            let contacts = said.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
-            address_at_fault && contacts.iter().any(|contact| *contact != message.contact.id)
-        };
-        Ok(unsaid.iter().filter(|said| !told(said)).map(|said| said.escalated(fallback, Some(why))).collect())
-    }
-
-    /// Records what became of a message. While the store is out of reach it tries again until the lease ends: a message
-    /// that was sent and not recorded would be sent twice.
-    async fn record(&self, message: &ClaimedMessage, record: Record, lease_until: Timestamp) -> Result<Delivered> {
-        let recorded = loop {
-            let now = self.clock.now();
-            match self.store.record(message, &record, now).await {
-                Err(error) if error.is_transient() && now < lease_until => {
-                    tracing::warn!(message = %message.id, %error, "cannot record a message yet");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                answer => break answer?,
-            }
-        };
-        let id = message.id;
-        let reminders = record.settled.iter().filter(|settled| settled.state == ReminderState::Sent).count();
-        let mut did = Delivered::default();
-        if !recorded {
-            tracing::warn!(message = %id, "another process took this message over: it may arrive twice");
-            did.lost = 1;
-            return Ok(did);
-        }
-        match &record.delivery {
-            Delivery::Sent(_) => {
-                tracing::info!(message = %id, reminders, attempt = message.attempts + 1, "sent a message");
-                did.sent = 1;
-            }
-            Delivery::Retry { at, counts, .. } => {
-                tracing::info!(message = %id, retry_at = %at, counts, "a message will be tried again");
-                did.retried = 1;
-            }
-            Delivery::Failed(_) => {
-                let suppressed = record.suppress.is_some();
-                tracing::warn!(message = %id, contact = %message.contact.id, suppressed, "gave a message up");
-                did.failed = 1;
-            }
-            Delivery::Cancelled => {
-                tracing::info!(message = %id, "a message had nothing left to say");
-                did.cancelled = 1;
+        for _ in 0..more {
+            if !self.sessions.open_one() {
+                break;
             }
         }
-        Ok(did)
     }
 
-    fn pause(&mut self, reply: &str, now: Timestamp) {
-        let span = self.paused.as_ref().map_or(PAUSE.0, |paused| paused.next);
-        let until = now + span;
-        tracing::warn!(reply, retry_at = %until, "the mail server refuses everybody: delivery pauses");
-        self.paused = Some(Paused { until, next: (span * 2).min(PAUSE.1) });
+    async fn claim(&self, bucket: Bucket, room: usize, now: Timestamp) -> Result<Vec<ClaimedMessage>> {
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        self.store.claim(bucket, self.holder, now, now + LEASE, limit).await
     }
 
-    fn resume(&mut self) {
-        if self.paused.take().is_some() {
-            tracing::info!("the mail server answers again: delivery goes on");
+    /// Checks what was claimed, and sends what is still true.
+    async fn start(&mut self, claimed: Vec<ClaimedMessage>) -> Result<()> {
+        if claimed.is_empty() {
+            return Ok(());
         }
-    }
-}
-
-/// A reminder that is still true.
-struct Said<'a> {
-    reminder: &'a ClaimedReminder,
-    owner: Option<crate::token::OwnerId>,
-}
-
-impl Said<'_> {
-    fn settled(&self, state: ReminderState, reason: Option<Reason>) -> Settled {
-        Settled { token: self.reminder.token, claimed: self.reminder.claimed, state, reason }
-    }
-
-    /// The same for the fallback, and why it is told.
-    fn escalated(&self, fallback: ContactId, why: Option<Reason>) -> NewReminder {
-        NewReminder {
-            token: self.reminder.token,
-            generation: self.reminder.claimed.generation,
-            lead: self.reminder.claimed.lead,
-            contact: Some(fallback),
-            expires_at: self.reminder.expires_at,
-            state: ReminderState::Pending,
-            reason: why,
-            escalation: true,
-        }
-    }
-
-    fn item(&self, facts: &Facts) -> Option<Item> {
-        let (token, owner) = facts.tokens.get(&self.reminder.token)?.clone();
-        let why = self.reminder.reason.unwrap_or(Reason::NoContact);
-        let escalation = self.reminder.escalation.then(|| why.to_string());
-        Some(Item { token, owner, lead: self.reminder.claimed.lead, escalation })
-    }
-}
-
-/// What a message carries, sorted.
-struct Judged<'a> {
-    /// Still true, and for this contact.
-    speaking: Vec<Said<'a>>,
-    /// What became of the rest.
-    settled: Vec<Settled>,
-    /// Those of the rest that are still true, and for whoever is the fallback now.
-    passed_on: Vec<Said<'a>>,
-}
-
-/// Sorts what a message carries into what is still true and what is not.
-fn judge<'a>(message: &'a ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged<'a> {
-    let (mut speaking, mut settled, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
-    for reminder in &message.reminders {
-        let known = facts.tokens.get(&reminder.token);
-        let owner = known.map(|(token, _)| token.owner);
-        let said = Said { reminder, owner };
-        if facts.broken.contains(&reminder.token) {
-            settled.push(said.settled(ReminderState::Failed, Some(Reason::Unreadable)));
-            continue;
-        }
-        let may_hear = match owner {
-            Some(owner) => (reminder.escalation && facts.is_fallback) || facts.speaks_for.contains(&owner),
-            None => true,
-        };
-        let verdict = recheck(reminder.claimed, known.map(|(token, _)| token), now);
-        match verdict {
-            Verdict::Speak if may_hear => speaking.push(said),
-            Verdict::Speak => {
-                settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NoLongerContact)));
-                passed_on.extend(reminder.escalation.then_some(said));
+        let mut asked: Vec<_> = claimed
+            .iter()
+            .flat_map(|message| message.reminders.iter().map(|reminder| (message.contact.id, reminder.token)))
+            .collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let facts: HashMap<ContactId, Facts> = self.store.facts(&asked).await?;
+        let (now, nothing) = (self.clock.now(), Facts::default());
+        for message in claimed {
+            let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
+            let (attempt, letter) = Attempt::new(message, facts, self.terms.fallback, now);
+            match letter {
+                Some(letter) => self.send(attempt, letter),
+                None => self.ended.push(attempt),
             }
-            Verdict::Superseded(why) => settled.push(said.settled(ReminderState::Superseded, Some(why))),
-            Verdict::Cancelled(why) => settled.push(said.settled(ReminderState::Cancelled, Some(why))),
         }
-    }
-    Judged { speaking, settled, passed_on }
-}
-
-/// A claimed message's lease while it is being sent.
-struct Hold<'a, S, C> {
-    store: &'a S,
-    clock: &'a C,
-    message: &'a ClaimedMessage,
-    /// In seconds since 1970.
-    until: AtomicI64,
-}
-
-impl<S: Store, C: Clock> Hold<'_, S, C> {
-    fn until(&self) -> Timestamp {
-        Timestamp::from_timestamp(self.until.load(Ordering::Relaxed), 0).unwrap_or_default()
+        Ok(())
     }
 
-    fn left(&self) -> TimeDelta {
-        self.until() - self.clock.now()
-    }
-
-    fn is_over(&self) -> bool {
-        self.left() <= TimeDelta::zero()
-    }
-
-    async fn prolong(&self) -> bool {
-        let until = self.clock.now() + LEASE;
-        let Ok(renewed) = self.store.renew(self.message, until).await else { return false };
-        // Whoever has it now does not wait for what was promised to us.
-        let until = if renewed { until } else { Timestamp::UNIX_EPOCH };
-        self.until.store(until.timestamp(), Ordering::Relaxed);
-        renewed
-    }
-
-    async fn still_ours(&self) -> bool {
-        self.left() > RENEW_WITHIN || self.prolong().await
+    fn send(&mut self, mut attempt: Attempt, letter: Letter) {
+        // There is one: no more were claimed than are idle.
+        let Some(mut transport) = self.sessions.take() else { return };
+        self.pace.spend(Instant::now());
+        let (store, clock, composer) = (self.store.clone(), self.clock.clone(), self.composer.clone());
+        self.sessions.spawn(async move {
+            attempt.send(letter, &store, &clock, &composer, &mut transport).await;
+            Ended::Attempted(transport, Box::new(attempt))
+        });
     }
 }

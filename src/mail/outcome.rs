@@ -9,8 +9,6 @@ use chrono::TimeDelta;
 pub const FIRST_RETRY: TimeDelta = TimeDelta::minutes(1);
 /// The longest wait between two attempts.
 pub const LONGEST_RETRY: TimeDelta = TimeDelta::hours(4);
-/// How long after its first claim a message is retried.
-pub const GIVE_UP_AFTER: TimeDelta = TimeDelta::days(2);
 /// How much of a server's reply is kept, in characters.
 const KEPT_REPLY: usize = 500;
 
@@ -94,6 +92,11 @@ pub enum Happened {
         /// Why.
         error: String,
     },
+    /// Whoever claimed it never said what became of it, again and again: it may be what they died of.
+    Deserted {
+        /// How often.
+        claims: u32,
+    },
 }
 
 impl Happened {
@@ -108,6 +111,20 @@ impl Happened {
         Self::Accepted { reply: kept(text) }
     }
 
+    /// Whether the server refused, for good, to begin with this message: the message's fault, unless it is not alone.
+    pub fn refused_at_mail(&self) -> bool {
+        matches!(self, Self::Refused { phase: Phase::Mail, code: 500..600, .. })
+    }
+
+    /// Whether the server let us begin with this message: then it does not refuse everybody.
+    pub fn got_past_mail(&self) -> bool {
+        match self {
+            Self::Accepted { .. } | Self::Unknown { .. } => true,
+            Self::Refused { phase, .. } | Self::Broken { phase, .. } => *phase > Phase::Mail,
+            Self::LostLease | Self::Unbuildable { .. } | Self::Deserted { .. } => false,
+        }
+    }
+
     /// What is worth keeping of it, in one line: no server can say what the store cannot hold.
     pub fn reply(&self) -> String {
         match self {
@@ -117,6 +134,9 @@ impl Happened {
             Self::Unknown { error } => kept(&format!("outcome unknown: {error}")),
             Self::LostLease => "the lease was lost".to_owned(),
             Self::Unbuildable { error } => kept(&format!("the message cannot be built: {error}")),
+            Self::Deserted { claims } => {
+                format!("claimed {claims} times by a process that never said what became of it")
+            }
         }
     }
 }
@@ -135,6 +155,8 @@ pub enum Next {
         after: TimeDelta,
         /// What happened.
         reply: String,
+        /// Whether the message may have been delivered all the same.
+        unknown: bool,
     },
     /// Never again; escalate.
     Failed {
@@ -152,6 +174,21 @@ pub enum Next {
     Abandon,
 }
 
+/// What is known of a message besides what just happened to it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tried {
+    /// The number of this attempt, from 1.
+    pub attempt: u32,
+    /// How long ago the message was first claimed.
+    pub since_first_claim: TimeDelta,
+    /// How long after its first claim a message is retried.
+    pub give_up_after: TimeDelta,
+    /// Whether the message before it, another one, was refused for good at MAIL as well, with none let past in between.
+    pub another_refused: bool,
+    /// From 0 to 1: spreads retries, so that what failed together does not come back together.
+    pub jitter: f64,
+}
+
 /// What follows from what happened.
 ///
 /// | what happened | what now |
@@ -160,15 +197,17 @@ pub enum Next {
 /// | anything but success at connect, greeting, TLS or AUTH, 421 included | [`Next::Pause`]: no message has been mentioned |
 /// | 4xx to MAIL, RCPT, DATA or the dot; 421 among them | [`Next::Retry`] |
 /// | reset, timeout or nonsense from MAIL to before the dot | [`Next::Retry`] |
-/// | connection lost after the dot | [`Next::Retry`], with the same Message-ID |
+/// | connection lost or timeout after the dot | [`Next::Retry`], `unknown`, with the same Message-ID |
+/// | 5xx to MAIL for two different messages in a row | [`Next::Pause`] for both: the server refuses everybody |
 /// | 5xx to RCPT that means "no such address" | [`Next::Failed`], and the address is suppressed |
 /// | any other 5xx from MAIL on | [`Next::Failed`]: size, content and policy are not the address's fault |
 /// | the message cannot be built | [`Next::Failed`] |
+/// | whoever claimed it died, time and again | [`Next::Failed`] |
 /// | the lease was lost | [`Next::Abandon`] |
 ///
-/// A retry waits [`FIRST_RETRY`], doubling with each attempt up to [`LONGEST_RETRY`], of which `jitter` (0 to 1) takes
-/// between half and all. Once `since_first_claim` exceeds [`GIVE_UP_AFTER`] it becomes [`Next::Failed`] instead,
-/// without suppressing the address. `attempt` is the number of this attempt, from 1.
+/// A retry waits [`FIRST_RETRY`], doubling with each attempt up to [`LONGEST_RETRY`], of which the jitter takes between
+/// half and all. Once the first claim is longer ago than `give_up_after` it becomes [`Next::Failed`] instead, without
+/// suppressing the address.
 ///
 /// "No such address", by RFC 3463: 5.1.1 (bad mailbox), 5.1.2 (bad system), 5.1.3 (bad syntax), 5.1.6 (moved away),
 /// 5.1.10 (a domain that takes no mail, RFC 7505), 5.2.1 (mailbox disabled). Every other enhanced code speaks of
@@ -176,14 +215,14 @@ pub enum Next {
 /// code, 551 (not local) and 553 (mailbox name not allowed) mean it, and 550 means it only when its text speaks of a missing
 /// mailbox and not of a policy, because servers answer 550 to both, and an address that is wrongly held to be dead
 /// would hear nothing any more.
-pub fn decide(happened: &Happened, attempt: u32, since_first_claim: TimeDelta, jitter: f64) -> Next {
+pub fn decide(happened: &Happened, tried: &Tried) -> Next {
     let reply = happened.reply();
-    let retry = |reply: String| {
+    let retry = |reply: String, unknown| {
         // A first attempt may come late because the server was out of reach: that is not the message's fault.
-        if since_first_claim > GIVE_UP_AFTER && attempt > 1 {
+        if tried.since_first_claim > tried.give_up_after && tried.attempt > 1 {
             Next::Failed { reply: format!("given up; the last attempt ended with {reply}"), suppress: false }
         } else {
-            Next::Retry { after: back_off(attempt, jitter), reply }
+            Next::Retry { after: back_off(tried.attempt, tried.jitter), reply, unknown }
         }
     };
     match happened {
@@ -191,13 +230,15 @@ pub fn decide(happened: &Happened, attempt: u32, since_first_claim: TimeDelta, j
         Happened::Refused { phase, .. } | Happened::Broken { phase, .. } if phase.before_any_message() => {
             Next::Pause { reply }
         }
+        refused if refused.refused_at_mail() && tried.another_refused => Next::Pause { reply },
         Happened::Refused { phase, code, enhanced, reply: text } if (500..600).contains(code) => {
             let suppress = *phase == Phase::Rcpt && means_no_such_address(*code, *enhanced, text);
             Next::Failed { reply, suppress }
         }
-        Happened::Refused { .. } | Happened::Broken { .. } | Happened::Unknown { .. } => retry(reply),
+        Happened::Refused { .. } | Happened::Broken { .. } => retry(reply, false),
+        Happened::Unknown { .. } => retry(reply, true),
         Happened::LostLease => Next::Abandon,
-        Happened::Unbuildable { .. } => Next::Failed { reply, suppress: false },
+        Happened::Unbuildable { .. } | Happened::Deserted { .. } => Next::Failed { reply, suppress: false },
     }
 }
 
@@ -294,157 +335,4 @@ fn kept(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const SOON: TimeDelta = TimeDelta::minutes(1);
-
-    fn suppresses(code: u16, text: &str) -> bool {
-        match decide(&Happened::refused(Phase::Rcpt, code, text), 1, SOON, 0.5) {
-            Next::Failed { suppress, .. } => suppress,
-            other => panic!("{code} {text}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn addresses_that_do_not_exist_are_suppressed() {
-        for (code, text) in [
-            (550, "5.1.1 <ann@example.org>: Recipient address rejected: User unknown in virtual mailbox table"),
-            (550, "5.1.10 example.org does not accept mail (nullMX)"),
-            (553, "5.1.3 bad address syntax"),
-            (550, "5.2.1 The email account that you tried to reach is disabled"),
-            (550, "Requested action not taken: mailbox unavailable"),
-            (550, "No such user here"),
-            (551, "User not local; please try <ann@example.net>"),
-            (553, "Requested action not taken: mailbox name not allowed"),
-        ] {
-            assert!(suppresses(code, text), "{code} {text}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_the_addresss_fault_does_not_suppress_it() {
-        for (code, text) in [
-            (550, "5.7.1 Unknown sender: message refused by policy"),
-            (550, "5.7.26 Unauthenticated email is not accepted"),
-            (552, "5.2.2 The recipient's inbox is out of storage space"),
-            (550, "5.1.8 Sender address rejected: Domain not found"),
-            (554, "5.7.1 Service unavailable; client host blocked using a list"),
-            (550, "Sender verify failed: no such user"),
-            (550, "Administrative prohibition"),
-            (550, "Invalid HELO from this user"),
-            (550, "4.1.1 User unknown"),
-            (550, ""),
-            (554, "Transaction failed"),
-            (500, "5.3.0 Error: command failed"),
-            (552, "too much mail data"),
-        ] {
-            assert!(!suppresses(code, text), "{code} {text}");
-        }
-        let late = Happened::refused(Phase::Dot, 550, "5.1.1 User unknown");
-        assert!(matches!(decide(&late, 1, SOON, 0.5), Next::Failed { suppress: false, .. }));
-    }
-
-    #[test]
-    fn a_server_that_takes_nobodys_mail_pauses_delivery() {
-        for phase in [Phase::Connect, Phase::Hello, Phase::Tls, Phase::Auth] {
-            for code in [421, 450, 554] {
-                let next = decide(&Happened::refused(phase, code, "go away"), 9, TimeDelta::days(9), 0.5);
-                assert!(matches!(next, Next::Pause { .. }), "{phase:?} {code}");
-            }
-            let broken = Happened::Broken { phase, error: "reset".into() };
-            assert!(matches!(decide(&broken, 9, TimeDelta::days(9), 0.5), Next::Pause { .. }), "{phase:?}");
-        }
-    }
-
-    #[test]
-    fn trouble_that_passes_is_retried_and_given_up_after_two_days() {
-        let trouble = [
-            Happened::refused(Phase::Mail, 421, "4.3.2 shutting down"),
-            Happened::refused(Phase::Rcpt, 450, "4.2.0 greylisted"),
-            Happened::refused(Phase::Data, 451, ""),
-            Happened::refused(Phase::Dot, 452, "4.3.1 disk full"),
-            Happened::Broken { phase: Phase::Data, error: "timeout".into() },
-            Happened::Unknown { error: "reset".into() },
-        ];
-        for happened in trouble {
-            let Next::Retry { after, .. } = decide(&happened, 3, GIVE_UP_AFTER, 1.0) else { panic!("{happened:?}") };
-            assert_eq!(after, TimeDelta::minutes(4));
-            let late = decide(&happened, 3, GIVE_UP_AFTER + TimeDelta::seconds(1), 1.0);
-            assert!(matches!(late, Next::Failed { suppress: false, .. }), "{late:?}");
-        }
-    }
-
-    #[test]
-    fn success_and_the_lease_are_what_they_are() {
-        assert_eq!(
-            decide(&Happened::accepted("2.0.0 Ok: queued as 4F2\r\n"), 1, SOON, 0.0),
-            Next::Sent { reply: "2.0.0 Ok: queued as 4F2".into() }
-        );
-        assert_eq!(decide(&Happened::LostLease, 1, SOON, 0.0), Next::Abandon);
-        let unbuildable = Happened::Unbuildable { error: "no template".into() };
-        assert!(matches!(decide(&unbuildable, 1, SOON, 0.0), Next::Failed { suppress: false, .. }));
-    }
-
-    #[test]
-    fn enhanced_codes_are_read_strictly() {
-        assert_eq!(enhanced_status("5.1.10 null MX"), Some((5, 1, 10)));
-        for text in ["", "5.1", "5.1.1.1 x", "3.1.1 x", "5.1.x", "5.1111.1", "192.168.0.1 blocked", "5..1", "+5.1.1"] {
-            assert_eq!(enhanced_status(text), None, "{text}");
-        }
-    }
-
-    fn anything() -> impl Strategy<Value = Happened> {
-        let phase = prop::sample::select(vec![
-            Phase::Connect,
-            Phase::Hello,
-            Phase::Tls,
-            Phase::Auth,
-            Phase::Mail,
-            Phase::Rcpt,
-            Phase::Data,
-            Phase::Dot,
-        ]);
-        let refused = (phase.clone(), any::<u16>(), ".{0,40}");
-        let enhanced = (phase.clone(), 400u16..600, (0u8..9, 0u16..9, 0u16..99));
-        prop_oneof![
-            ".{0,40}".prop_map(|text| Happened::accepted(&text)),
-            refused.prop_map(|(phase, code, text)| Happened::refused(phase, code, &text)),
-            enhanced.prop_map(|(phase, code, (a, b, c))| Happened::refused(phase, code, &format!("{a}.{b}.{c} no"))),
-            (phase, ".{0,40}").prop_map(|(phase, error)| Happened::Broken { phase, error }),
-            ".{0,40}".prop_map(|error| Happened::Unknown { error }),
-            Just(Happened::LostLease),
-            ".{0,40}".prop_map(|error| Happened::Unbuildable { error }),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn everything_has_a_next(happened in anything(), attempt: u32, seconds in -9_000_000i64..9_000_000, jitter: f64) {
-            let since = TimeDelta::seconds(seconds);
-            match decide(&happened, attempt, since, jitter) {
-                Next::Sent { reply } => prop_assert_eq!(Happened::Accepted { reply }, happened),
-                Next::Abandon => prop_assert_eq!(happened, Happened::LostLease),
-                Next::Retry { after, .. } => {
-                    prop_assert!(since <= GIVE_UP_AFTER || attempt <= 1);
-                    prop_assert!(after >= FIRST_RETRY / 2 && after <= LONGEST_RETRY);
-                }
-                Next::Failed { suppress: true, .. } => {
-                    let is_rcpt = matches!(happened, Happened::Refused { phase: Phase::Rcpt, code: 500..600, .. });
-                    prop_assert!(is_rcpt);
-                }
-                Next::Failed { suppress: false, .. } | Next::Pause { .. } => {}
-            }
-        }
-
-        #[test]
-        fn waits_grow_between_their_bounds(attempt in 1u32..40, jitter in 0.0f64..1.0) {
-            let (least, wait, most) = (back_off(attempt, 0.0), back_off(attempt, jitter), back_off(attempt, 1.0));
-            prop_assert!(least <= wait && wait <= most);
-            prop_assert_eq!(least * 2, most);
-            prop_assert!(back_off(attempt + 1, 0.0) >= least && back_off(attempt + 1, 1.0) >= most);
-        }
-    }
-}
+mod tests;

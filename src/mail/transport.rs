@@ -42,6 +42,14 @@ impl Transport {
         }
     }
 
+    /// Whether the next message can be sent without making sure again.
+    pub fn is_open(&self) -> bool {
+        match self {
+            Self::Smtp(smtp) => smtp.is_open(),
+            Self::Maildir(_) | Self::Memory(_) => false,
+        }
+    }
+
     /// Delivers one message. `still_ours` says whether the message's lease is still held; when it says no, the message
     /// is not delivered.
     pub async fn send<F, Ours>(&mut self, id: MessageId, composed: &Composed, mut still_ours: F) -> Happened

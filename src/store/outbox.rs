@@ -79,6 +79,8 @@ pub struct ClaimedMessage {
     pub lease_until: Timestamp,
     /// How often it was tried before.
     pub attempts: i32,
+    /// How often it was claimed by a process that never said what became of it.
+    pub lost_claims: i32,
     /// When it was opened.
     pub created_at: Timestamp,
     /// When it was first claimed.
@@ -100,6 +102,8 @@ pub enum Delivery {
         reply: String,
         /// Whether it counts as an attempt: not when the server was out of reach.
         counts: bool,
+        /// Whether nobody knows if it was delivered.
+        unknown: bool,
     },
     /// Given up; the reply.
     Failed(String),
@@ -127,8 +131,6 @@ pub struct Record {
     pub delivery: Delivery,
     /// What became of its reminders; those that are not named stay pending.
     pub settled: Vec<Settled>,
-    /// The address is dead: the contact takes no mail from now on. The reply that says so.
-    pub suppress: Option<String>,
     /// What the fallback is told.
     pub escalations: Vec<NewReminder>,
 }
@@ -164,16 +166,28 @@ pub trait Outbox {
     /// When the store fails: then the lease cannot be relied on either.
     fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Records what became of a message; `false`, with nothing written, when its lease was lost.
+    /// Records what became of messages of one bucket, in one transaction; for each `false`, with nothing written of it,
+    /// when its lease was lost.
     ///
     /// # Errors
     /// When the store fails, with nothing written.
     fn record(
         &self,
-        message: &ClaimedMessage,
-        record: &Record,
+        outcomes: &[(&ClaimedMessage, &Record)],
         now: Timestamp,
-    ) -> impl Future<Output = Result<bool>> + Send;
+    ) -> impl Future<Output = Result<Vec<bool>>> + Send;
+
+    /// The contact of a claimed message takes no mail from now on, because of this reply. Nothing is written when the
+    /// lease was lost.
+    ///
+    /// # Errors
+    /// When the store fails, with nothing written.
+    fn suppress(
+        &self,
+        message: &ClaimedMessage,
+        reply: &str,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
 
     /// When the oldest message was opened that still waits. Looks at all that wait: not for the hot path.
     ///
@@ -209,15 +223,13 @@ pub(super) const QUEUE: &str = "WITH RECURSIVE buckets (bucket) AS ( \
 pub(super) const RENEW: &str = "UPDATE messages SET not_before = $5 \
      WHERE bucket = $1 AND id = $2 AND state = 'sending' AND lease_holder = $3 AND lease_epoch = $4";
 
-/// Records what became of a message, where it is still this process's.
-pub(super) const RECORD: &str = "UPDATE messages \
-     SET state = $5, not_before = $6, attempts = attempts + $7, last_reply = COALESCE($8, last_reply), \
-         lease_holder = NULL, finished_at = $9 \
-     WHERE bucket = $1 AND id = $2 AND state = 'sending' AND lease_holder = $3 AND lease_epoch = $4";
-
-/// A contact takes no mail from now on.
+/// A contact takes no mail from now on, says who holds the lease on a message to it.
 pub(super) const SUPPRESS: &str = "UPDATE contacts SET suppressed_at = $3, suppressed_why = $4 \
-     WHERE bucket = $1 AND id = $2 AND suppressed_at IS NULL";
+     WHERE bucket = $1 AND id = $2 AND suppressed_at IS NULL \
+       AND EXISTS ( \
+           SELECT 1 FROM messages m \
+           WHERE m.bucket = $1 AND m.id = $5 AND m.state = 'sending' AND m.lease_holder = $6 AND m.lease_epoch = $7 \
+       )";
 
 /// Gives up a message that cannot be read.
 pub(super) const GIVE_UP_MESSAGE: &str = "UPDATE messages SET state = 'failed', last_reply = $3, finished_at = $4 \
@@ -278,6 +290,11 @@ impl Delivery {
     /// How many attempts it adds.
     pub(super) fn attempts(&self) -> i32 {
         i32::from(!matches!(self, Self::Cancelled | Self::Retry { counts: false, .. }))
+    }
+
+    /// How many unknown outcomes it adds.
+    pub(super) fn unknown_outcomes(&self) -> i32 {
+        i32::from(matches!(self, Self::Retry { unknown: true, .. }))
     }
 
     /// When the message may be claimed again, and when it was finished.

@@ -134,14 +134,14 @@ pub struct Purged {
     pub tokens: u64,
 }
 
-/// What is true of the tokens that a message speaks of, read at the moment of sending.
+/// What is true of the tokens that a contact is to be told of, read at the moment of sending.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The tokens that there still are, with their owners.
     pub tokens: HashMap<TokenId, (Token, Owner)>,
     /// The tokens that there are, but that cannot be read, or whose owner cannot.
     pub broken: HashSet<TokenId>,
-    /// The owners among these that the contact speaks for.
+    /// The owners of these tokens that the contact speaks for.
     pub speaks_for: HashSet<OwnerId>,
     /// Whether the contact is the fallback.
     pub is_fallback: bool,
@@ -217,11 +217,12 @@ pub trait Planning {
     fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp)
     -> impl Future<Output = Result<()>> + Send;
 
-    /// What is true now of what a message is about to say.
+    /// What is true now of what messages are about to say: of each token that a contact is to be told of. A contact
+    /// of which no token exists any more is not in the answer.
     ///
     /// # Errors
     /// When the store fails.
-    fn facts(&self, contact: ContactId, tokens: &[TokenId]) -> impl Future<Output = Result<Facts>> + Send;
+    fn facts(&self, asked: &[(ContactId, TokenId)]) -> impl Future<Output = Result<HashMap<ContactId, Facts>>> + Send;
 
     /// Removes what is old, `limit` rows of each kind at most. A primary token without successor stays, as do rows that
     /// something still needs.

@@ -19,7 +19,7 @@ use super::planning::{Candidate, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Deadline, Lead};
-use crate::token::{Address, Contact, Owner, Suppressed, Token, TokenId};
+use crate::token::{Address, Contact, ContactId, Owner, OwnerId, Suppressed, Token, TokenId};
 
 /// An instant as either back end keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -110,7 +110,7 @@ impl TryFrom<OwnerRow> for Owner {
     }
 }
 
-#[derive(FromRow)]
+#[derive(Clone, FromRow)]
 pub(super) struct ContactRow {
     id: Uuid,
     address: String,
@@ -275,17 +275,28 @@ impl TryFrom<OwnedRow> for (Token, Owner) {
     }
 }
 
+/// A token that a contact is to be told of.
+#[derive(FromRow)]
+pub(super) struct FactRow {
+    #[sqlx(flatten)]
+    owned: OwnedRow,
+    contact_id: Uuid,
+    speaks_for: bool,
+    fallback: Option<Uuid>,
+}
+
 /// Puts together what is true of tokens. One that cannot be read (its owner's zone is unknown, say) must not hold up the
 /// others that a message speaks of.
-pub(super) fn facts(rows: Vec<OwnedRow>, contact_of: Vec<(Uuid, bool)>) -> Facts {
-    let mut facts = Facts {
-        is_fallback: contact_of.iter().any(|(_, system)| *system),
-        speaks_for: contact_of.into_iter().map(|(owner, _)| owner.into()).collect(),
-        ..Facts::default()
-    };
+pub(super) fn facts(rows: Vec<FactRow>) -> HashMap<ContactId, Facts> {
+    let mut all: HashMap<ContactId, Facts> = HashMap::new();
     for row in rows {
-        let id = TokenId::from(row.token.id);
-        match <(Token, Owner)>::try_from(row) {
+        let facts = all.entry(row.contact_id.into()).or_default();
+        facts.is_fallback = row.fallback == Some(row.contact_id);
+        let (id, owner) = (TokenId::from(row.owned.token.id), OwnerId::from(row.owned.token.owner_id));
+        if row.speaks_for {
+            facts.speaks_for.insert(owner);
+        }
+        match <(Token, Owner)>::try_from(row.owned) {
             Ok(found) => {
                 facts.tokens.insert(id, found);
             }
@@ -295,7 +306,7 @@ pub(super) fn facts(rows: Vec<OwnedRow>, contact_of: Vec<(Uuid, bool)>) -> Facts
             }
         }
     }
-    facts
+    all
 }
 
 #[derive(FromRow)]
@@ -363,6 +374,7 @@ pub(super) struct ClaimRow {
     pub(super) contact_id: Uuid,
     pub(super) lease_epoch: i32,
     attempts: i32,
+    lost_claims: i32,
     created_at: At,
     claimed_at: At,
 }
@@ -399,11 +411,12 @@ pub(super) fn claimed(
     for row in carried {
         carried_by.entry(row.message_id).or_default().push(row);
     }
-    let mut contacts: HashMap<Uuid, ContactRow> = contacts.into_iter().map(|row| (row.id, row)).collect();
+    // Several messages may go to one contact: one that is new, and one that is tried again.
+    let contacts: HashMap<Uuid, ContactRow> = contacts.into_iter().map(|row| (row.id, row)).collect();
     let mut result = Claims { messages: Vec::new(), broken: Vec::new() };
     for claim in claims {
         let id = claim.id;
-        let contact = contacts.remove(&claim.contact_id);
+        let contact = contacts.get(&claim.contact_id).cloned();
         match message(claim, contact, carried_by.remove(&id).unwrap_or_default(), holder, lease_until) {
             Ok(message) => result.messages.push(message),
             Err(error) => {
@@ -430,6 +443,7 @@ fn message(
         epoch: claim.lease_epoch,
         lease_until,
         attempts: claim.attempts,
+        lost_claims: claim.lost_claims,
         created_at: claim.created_at.0,
         first_claimed_at: claim.claimed_at.0,
         reminders: all(carried)?,

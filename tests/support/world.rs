@@ -2,11 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use lapsed::change::{self, Edit};
 use lapsed::clock::{Clock, ManualClock, Timestamp};
-use lapsed::jobs::deliver::{Delivered, Deliverer};
+use lapsed::jobs::deliver::{Delivered, Deliverer, Terms};
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
@@ -158,18 +159,24 @@ impl<B: Backend> World<B> {
         panic!("remind does not come to an end");
     }
 
-    /// A process that delivers.
-    pub fn deliverer(&self, transport: Transport) -> Deliverer<B::Store, Arc<ManualClock>> {
+    /// A process that delivers, with a session for each transport.
+    pub fn deliverer(&self, transports: Vec<Transport>) -> Deliverer<B::Store, Arc<ManualClock>> {
         let from = "Tokens <tokens@example.org>".parse().expect("a mailbox");
         let composer = Composer::new(from, None, Some("https://example.org/t/{token_id}".into())).expect("templates");
         let clock = self.clock.clone();
-        Deliverer::new(self.store.clone(), clock, composer, transport, self.rules.fallback, Uuid::new_v4())
+        let terms = Terms {
+            fallback: self.rules.fallback,
+            give_up_after: days(2),
+            every: Duration::ZERO,
+            idle: Duration::from_secs(60),
+        };
+        Deliverer::new(self.store.clone(), clock, composer, transports, terms, Uuid::new_v4())
     }
 
     /// A process that delivers into memory, and the memory.
     pub fn courier(&self) -> Courier<B> {
         let memory = Memory::new();
-        Courier { deliverer: self.deliverer(Transport::Memory(memory.clone())), memory }
+        Courier { deliverer: self.deliverer(vec![Transport::Memory(memory.clone())]), memory }
     }
 
     /// Delivers until nothing is due, as a pass does.
@@ -179,7 +186,7 @@ impl<B: Backend> World<B> {
             let outcome = deliverer.step().await.expect("a step");
             self.check().await;
             total += outcome.did;
-            if !outcome.more {
+            if !outcome.more && !deliverer.wait().await {
                 return total;
             }
         }
@@ -276,10 +283,5 @@ pub fn sent(message: &ClaimedMessage) -> Record {
         state: ReminderState::Sent,
         reason: None,
     });
-    Record {
-        delivery: Delivery::Sent("250 OK".into()),
-        settled: settled.collect(),
-        suppress: None,
-        escalations: Vec::new(),
-    }
+    Record { delivery: Delivery::Sent("250 OK".into()), settled: settled.collect(), escalations: Vec::new() }
 }

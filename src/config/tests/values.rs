@@ -71,12 +71,12 @@ fn a_maildir_needs_its_path() {
 
 #[test]
 fn each_kind_of_encryption_has_its_port() {
-    for (tls, port) in [("starttls", 587), ("implicit", 465), ("none", 25)] {
+    for (tls, port) in [("starttls", 587), ("implicit", 465), ("opportunistic", 25), ("none", 25)] {
         let settings = load(&format!("[mail]\ntransport = \"smtp\"\nsmtp.tls = {tls:?}\n"));
         let Some(Transport::Smtp(smtp)) = settings.mail.transport else {
             panic!("smtp was chosen");
         };
-        assert_eq!(smtp.port, port);
+        assert_eq!(smtp.relays[0].port, port);
     }
 }
 
@@ -86,9 +86,36 @@ fn credentials_come_whole_and_encrypted() {
     refused("[mail.smtp]\npassword_file = \"/p\"\n", &["mail.smtp.password_file", "username"]);
     refused(
         "[mail.smtp]\nusername = \"u\"\npassword_file = \"/p\"\ntls = \"none\"\n",
-        &["mail.smtp.tls = \"none\"", "in the clear"],
+        &["mail.smtp.tls = \"none\"", "where others may read it", "allow_plain_auth"],
     );
+    let opportunistic = "[mail.smtp]\nusername = \"u\"\noauth_token_file = \"/t\"\ntls = \"opportunistic\"\n";
+    refused(opportunistic, &["mail.smtp.tls = \"opportunistic\"", "allow_plain_auth"]);
+    let settings = load(&format!("[mail]\ntransport = \"smtp\"\n{opportunistic}allow_plain_auth = true\n"));
+    let Some(Transport::Smtp(smtp)) = settings.mail.transport else { panic!("smtp was chosen") };
+    assert_eq!(smtp.login, Some(Login { username: "u".into(), proof: Proof::TokenFile("/t".into()) }));
+    let both = "[mail.smtp]\nusername = \"u\"\npassword_file = \"/p\"\noauth_token_file = \"/t\"\n";
+    refused(both, &["mail.smtp.oauth_token_file", "beside"]);
+    refused("[mail.smtp]\noauth_token_file = \"/t\"\n", &["mail.smtp.oauth_token_file", "username"]);
     refused("[mail.smtp]\nhost = \"smtp://h\"\n", &["mail.smtp.host"]);
+}
+
+#[test]
+fn the_limits_of_sending_are_checked() {
+    let text = "[mail]\ntransport = \"smtp\"\n[mail.smtp]\nrelays = [\"mx2\", \"mx3:2525\"]\nconnections = 16\n\
+                rate = \"20/m\"\nmax_messages_per_connection = 0\ntimeouts.dot = \"1h\"\n";
+    let Some(Transport::Smtp(smtp)) = load(text).mail.transport else { panic!("smtp was chosen") };
+    let relays: Vec<_> = smtp.relays.iter().map(ToString::to_string).collect();
+    assert_eq!(relays, ["localhost:587", "mx2:587", "mx3:2525"]);
+    assert_eq!((smtp.connections, smtp.max_messages_per_connection), (16, 0));
+    assert_eq!((smtp.every.as_secs(), smtp.timeouts.dot.as_secs()), (3, 3_600));
+    assert_eq!(smtp.timeouts.mail, Timeouts::default().mail);
+    refused("[mail.smtp]\nconnections = 0\n", &["mail.smtp.connections = 0", "at least 1"]);
+    refused("[mail.smtp]\nrate = \"fast\"\n", &["mail.smtp.rate = \"fast\"", "100/s"]);
+    refused("[mail.smtp]\nrelays = [\"mx:0\"]\n", &["mail.smtp.relays", "HOST:PORT"]);
+    refused("[mail.smtp]\ntimeouts.mail = \"0s\"\n", &["mail.smtp.timeouts.mail", "longer than zero"]);
+    refused("[mail.smtp]\nca_file = \"/nowhere\"\n", &["mail.smtp.ca_file", "cannot be read"]);
+    refused("[mail]\ngive_up_after = \"0s\"\n", &["mail.give_up_after", "longer than zero"]);
+    assert_eq!(load("[mail]\ngive_up_after = \"1w\"\n").mail.give_up_after, TimeDelta::weeks(1));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// After how much silence the machine asks whether the other end is still there, and how often it asks again.
@@ -45,13 +47,22 @@ pub(super) async fn connect(host: &str, port: u16, limit: Duration) -> io::Resul
     Err(last)
 }
 
-/// TLS with the certificates that this machine trusts.
+/// TLS with the authorities of this file, or else with those that this machine trusts.
 ///
 /// # Errors
 /// When there are none, the host's name cannot be one, or the handshake fails.
-pub(super) async fn protect(socket: TcpStream, host: &str) -> io::Result<TlsStream<TcpStream>> {
+pub(super) async fn protect(socket: TcpStream, host: &str, ca_file: Option<&Path>) -> io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    match ca_file {
+        Some(file) => {
+            let pem = tokio::fs::read(file).await?;
+            let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+            roots.add_parsable_certificates(certificates.map_err(io::Error::other)?);
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?

@@ -4,7 +4,9 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use super::session::ASK_AFTER;
 use super::*;
+use crate::config::{Login, Proof, Timeouts, Tls};
 
 /// One thing that the scripted server does.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +22,10 @@ enum Step {
 }
 use Step::{Hear, HearContent, Say, Stall};
 
-const GREETING: [Step; 3] =
-    [Say("220 mx.example.org ESMTP\r\n"), Hear("EHLO "), Say("250-mx.example.org\r\n250 8BITMIME\r\n")];
+/// Said in answer to EHLO, which is asked twice.
+const OFFERS: &str = "250-mx.example.org\r\n250 8BITMIME\r\n";
+const GREETING: [Step; 5] =
+    [Say("220 mx.example.org ESMTP\r\n"), Hear("EHLO "), Say(OFFERS), Hear("EHLO "), Say(OFFERS)];
 const MAIL: [Step; 2] = [Hear("MAIL FROM:<lapsed@example.org>\r\n"), Say("250 2.1.0 Ok\r\n")];
 const RCPT: [Step; 2] = [Hear("RCPT TO:<ann@example.org>\r\n"), Say("250 2.1.5 Ok\r\n")];
 const DATA: [Step; 3] = [Hear("DATA\r\n"), Say("354 go\r\n"), HearContent];
@@ -57,9 +61,7 @@ impl Server {
     }
 
     fn smtp_with(&self, tls: Tls, timeouts: Timeouts) -> Smtp {
-        let host = "127.0.0.1".to_owned();
-        let options = config::Smtp { host, port: self.port, tls, username: None, password_file: None };
-        Smtp::with_timeouts(options, timeouts)
+        Smtp::new(config::Smtp { tls, timeouts, ..config::Smtp::plain("127.0.0.1", self.port) })
     }
 
     fn received(&self) -> Vec<String> {
@@ -300,8 +302,7 @@ async fn a_server_that_takes_nobodys_mail_is_found_out_before_a_message_is_touch
     let nobody = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let port = nobody.local_addr().expect("an address").port();
     drop(nobody);
-    let options = config::Smtp { host: "127.0.0.1".into(), port, tls: Tls::None, username: None, password_file: None };
-    let happened = Smtp::new(options).ready().await.expect_err("nobody there");
+    let happened = Smtp::new(config::Smtp::plain("127.0.0.1", port)).ready().await.expect_err("nobody there");
     assert_eq!(phase_of(&happened), Phase::Connect);
 }
 
@@ -310,7 +311,7 @@ async fn mail_is_never_sent_in_the_clear_where_tls_is_required() {
     let offers = script(&[&[Say("220 mx\r\n"), Hear("EHLO"), Say("250-mx\r\n250 STARTTLS\r\n"), Hear("STARTTLS")]]);
     let injects = script(&[&offers, &[Say("220 go\r\n250-mx\r\n250 8BITMIME\r\n"), Stall]]);
     let refuses = script(&[&offers, &[Say("454 4.7.0 not now\r\n"), Hear("QUIT")]]);
-    let server = Server::start(vec![script(&[&GREETING]), refuses, injects]).await;
+    let server = Server::start(vec![GREETING[..3].to_vec(), refuses, injects]).await;
     let mut smtp = server.smtp_with(Tls::StartTls, Timeouts::default());
     for _ in 0..2 {
         assert_eq!(phase_of(&smtp.ready().await.expect_err("not ready")), Phase::Tls);
@@ -332,12 +333,15 @@ async fn the_password_is_read_at_each_connect() {
     };
     // base64 of NUL, ann, NUL and the password.
     let wrong = login("AUTH PLAIN AGFubgBvbGQ=\r\n", "535 5.7.8 no\r\n");
-    let right = login("AUTH PLAIN AGFubgBuZXc=\r\n", "235 2.7.0 yes\r\n");
-    let server = Server::start(vec![vec![Say("220 mx\r\n"), Hear("EHLO"), Say("250 mx\r\n")], wrong, right]).await;
-    let mut options = server.smtp().options;
-    options.username = Some("ann".into());
-    options.password_file = Some(file.clone());
-    let mut smtp = Smtp::new(options);
+    let right =
+        script(&[&login("AUTH PLAIN AGFubgBuZXc=\r\n", "235 2.7.0 yes\r\n"), &[Hear("EHLO"), Say("250 mx\r\n")]]);
+    let offers_none = vec![Say("220 mx\r\n"), Hear("EHLO"), Say("250 mx\r\n")];
+    let server = Server::start(vec![script(&[&offers_none, &[Stall]]), offers_none, wrong, right]).await;
+    let login = Some(Login { username: "ann".into(), proof: Proof::PasswordFile(file.clone()) });
+    let plain = config::Smtp::plain("127.0.0.1", server.port);
+    let refused = Smtp::new(config::Smtp { login: login.clone(), ..plain.clone() }).ready().await;
+    assert_eq!(phase_of(&refused.expect_err("in the clear")), Phase::Auth);
+    let mut smtp = Smtp::new(config::Smtp { login, allow_plain_auth: true, ..plain });
 
     std::fs::write(&file, "old\n").expect("written");
     let happened = smtp.ready().await.expect_err("AUTH is not offered");
@@ -351,7 +355,8 @@ async fn the_password_is_read_at_each_connect() {
 
 #[tokio::test]
 async fn letters_that_the_server_does_not_take_are_this_messages_fault() {
-    let utf8 = [Say("220 mx\r\n"), Hear("EHLO"), Say("250-mx\r\n250-SMTPUTF8\r\n250 8BITMIME\r\n")];
+    let offers = Say("250-mx\r\n250-SMTPUTF8\r\n250 8BITMIME\r\n");
+    let utf8 = [Say("220 mx\r\n"), Hear("EHLO"), offers, Hear("EHLO"), offers];
     let server = Server::start(vec![
         script(&[&GREETING, &[Stall]]),
         script(&[

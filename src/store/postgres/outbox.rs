@@ -1,5 +1,7 @@
 //! The outbox on PostgreSQL: a claim locks a few rows of one bucket, skipping those that another process holds.
 
+use std::collections::HashSet;
+
 use sqlx::{Postgres as Pg, Transaction};
 use uuid::Uuid;
 
@@ -9,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
     ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING,
-    Outbox, QUEUE, Queue, RECORD, RENEW, Record, SUPPRESS, Settled,
+    Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::Bucket;
@@ -35,7 +37,8 @@ impl Outbox for Postgres {
         let claims: Vec<ClaimRow> = sqlx::query_as(
             "UPDATE messages \
              SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
-                 claimed_at = COALESCE(claimed_at, $2) \
+                 claimed_at = COALESCE(claimed_at, $2), \
+                 lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
              WHERE bucket = $1 AND id = ANY(ARRAY( \
                  SELECT id FROM messages \
                  WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
@@ -43,7 +46,7 @@ impl Outbox for Postgres {
                  LIMIT $5 \
                  FOR UPDATE SKIP LOCKED \
              )) \
-             RETURNING id, contact_id, lease_epoch, attempts, created_at, claimed_at",
+             RETURNING id, contact_id, lease_epoch, attempts, lost_claims, created_at, claimed_at",
         )
         .bind(bucket)
         .bind(now)
@@ -118,38 +121,31 @@ impl Outbox for Postgres {
         Ok(renewed.rows_affected() == 1)
     }
 
-    async fn record(&self, message: &ClaimedMessage, record: &Record, now: Timestamp) -> Result<bool> {
-        let bucket = message.id.bucket().column();
-        let (not_before, finished_at) = record.delivery.instants(now);
+    async fn record(&self, outcomes: &[(&ClaimedMessage, &Record)], now: Timestamp) -> Result<Vec<bool>> {
+        let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
+        let bucket = first.id.bucket().column();
         let mut tx = self.begin().await?;
-        let recorded = sqlx::query(RECORD)
-            .bind(bucket)
+        let recorded = finish(&mut tx, bucket, outcomes, now).await?;
+        let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
+        settle(&mut tx, bucket, &ours, now).await?;
+        let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
+        write_reminders(&mut tx, &escalations, now, now).await?;
+        tx.commit().await?;
+        Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
+    }
+
+    async fn suppress(&self, message: &ClaimedMessage, reply: &str, now: Timestamp) -> Result<()> {
+        sqlx::query(SUPPRESS)
+            .bind(message.id.bucket().column())
+            .bind(message.contact.id.uuid())
+            .bind(now)
+            .bind(reply)
             .bind(message.id.uuid())
             .bind(message.holder)
             .bind(message.epoch)
-            .bind(record.delivery.state().as_str())
-            .bind(not_before)
-            .bind(record.delivery.attempts())
-            .bind(record.delivery.reply())
-            .bind(finished_at)
-            .execute(&mut *tx)
+            .execute(&self.pool)
             .await?;
-        if recorded.rows_affected() == 0 {
-            return Ok(false);
-        }
-        settle(&mut tx, message, &record.settled, now).await?;
-        if let Some(reply) = &record.suppress {
-            sqlx::query(SUPPRESS)
-                .bind(bucket)
-                .bind(message.contact.id.uuid())
-                .bind(now)
-                .bind(reply)
-                .execute(&mut *tx)
-                .await?;
-        }
-        write_reminders(&mut tx, &record.escalations, now, now).await?;
-        tx.commit().await?;
-        Ok(true)
+        Ok(())
     }
 
     async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
@@ -168,31 +164,69 @@ impl Outbox for Postgres {
     }
 }
 
+/// Ends the messages that are still their holders', and gives their ids.
+async fn finish(
+    tx: &mut Transaction<'_, Pg>,
+    bucket: i16,
+    outcomes: &[(&ClaimedMessage, &Record)],
+    now: Timestamp,
+) -> Result<HashSet<Uuid>> {
+    let instants = || outcomes.iter().map(|(_, record)| record.delivery.instants(now));
+    let recorded: Vec<(Uuid,)> = sqlx::query_as(
+        "UPDATE messages m \
+         SET state = n.state, not_before = n.not_before, attempts = m.attempts + n.attempts, \
+             unknown_outcomes = m.unknown_outcomes + n.unknown_outcomes, \
+             last_reply = COALESCE(n.reply, m.last_reply), lease_holder = NULL, finished_at = n.finished_at \
+         FROM UNNEST($2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::timestamptz[], $7::integer[], \
+                     $8::integer[], $9::text[], $10::timestamptz[]) \
+             AS n (id, holder, epoch, state, not_before, attempts, unknown_outcomes, reply, finished_at) \
+         WHERE m.bucket = $1 AND m.id = n.id AND m.state = 'sending' AND m.lease_holder = n.holder \
+           AND m.lease_epoch = n.epoch \
+         RETURNING m.id",
+    )
+    .bind(bucket)
+    .bind(outcomes.iter().map(|(message, _)| message.id.uuid()).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(message, _)| message.holder).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(message, _)| message.epoch).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(_, record)| record.delivery.state().as_str()).collect::<Vec<_>>())
+    .bind(instants().map(|(not_before, _)| not_before).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(_, record)| record.delivery.attempts()).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(_, record)| record.delivery.unknown_outcomes()).collect::<Vec<_>>())
+    .bind(outcomes.iter().map(|(_, record)| record.delivery.reply()).collect::<Vec<_>>())
+    .bind(instants().map(|(_, finished_at)| finished_at).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(recorded.into_iter().map(|(id,)| id).collect())
+}
+
+/// Says of reminders what has become of them.
 async fn settle(
     tx: &mut Transaction<'_, Pg>,
-    message: &ClaimedMessage,
-    settled: &[Settled],
+    bucket: i16,
+    outcomes: &[&(&ClaimedMessage, &Record)],
     now: Timestamp,
 ) -> Result<()> {
+    let settled: Vec<_> =
+        outcomes.iter().flat_map(|(message, record)| record.settled.iter().map(move |s| (*message, s))).collect();
     if settled.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "UPDATE reminders r SET state = s.state, reason = COALESCE(s.reason, r.reason), settled_at = $8 \
-         FROM UNNEST($3::uuid[], $4::integer[], $5::bigint[], $6::text[], $7::text[]) \
-             AS s (token_id, generation, lead, state, reason) \
+        "UPDATE reminders r SET state = s.state, reason = COALESCE(s.reason, r.reason), settled_at = $9 \
+         FROM UNNEST($2::uuid[], $3::integer[], $4::bigint[], $5::uuid[], $6::uuid[], $7::text[], $8::text[]) \
+             AS s (token_id, generation, lead, contact_id, message_id, state, reason) \
          WHERE r.bucket = $1 AND r.token_id = s.token_id AND r.generation = s.generation AND r.lead = s.lead \
-           AND r.contact_id = $2 AND r.state = 'pending' AND r.message_id = $9",
+           AND r.contact_id = s.contact_id AND r.state = 'pending' AND r.message_id = s.message_id",
     )
-    .bind(message.id.bucket().column())
-    .bind(message.contact.id.uuid())
-    .bind(settled.iter().map(|s| s.token.uuid()).collect::<Vec<_>>())
-    .bind(settled.iter().map(|s| s.claimed.generation).collect::<Vec<_>>())
-    .bind(settled.iter().map(|s| s.claimed.lead.seconds()).collect::<Vec<_>>())
-    .bind(settled.iter().map(|s| s.state.as_str()).collect::<Vec<_>>())
-    .bind(settled.iter().map(|s| s.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
+    .bind(bucket)
+    .bind(settled.iter().map(|(_, s)| s.token.uuid()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(_, s)| s.claimed.generation).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(_, s)| s.claimed.lead.seconds()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(message, _)| message.contact.id.uuid()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(message, _)| message.id.uuid()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(_, s)| s.state.as_str()).collect::<Vec<_>>())
+    .bind(settled.iter().map(|(_, s)| s.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
     .bind(now)
-    .bind(message.id.uuid())
     .execute(&mut **tx)
     .await?;
     Ok(())

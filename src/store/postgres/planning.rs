@@ -15,8 +15,8 @@ use crate::store::jobs::Lease;
 use crate::store::planning::{
     Candidate, Cutoffs, Decided, Facts, NewReminder, Planning, Progress, Purged, Watermark, Written,
 };
-use crate::store::row::{self, At, CandidateRow, OwnedRow, token_columns};
-use crate::token::{ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
+use crate::store::row::{self, At, CandidateRow, FactRow, token_columns};
+use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// The bucket, id, generation and deadline of each candidate, as arrays.
 type Guards = (Vec<i16>, Vec<Uuid>, Vec<i32>, Vec<DateTime<Utc>>);
@@ -328,31 +328,36 @@ impl Planning for Postgres {
         Ok(())
     }
 
-    async fn facts(&self, contact: ContactId, tokens: &[TokenId]) -> Result<Facts> {
-        let rows: Vec<OwnedRow> = sqlx::query_as(concat!(
+    async fn facts(&self, asked: &[(ContactId, TokenId)]) -> Result<HashMap<ContactId, Facts>> {
+        // Everything by primary key: an address may speak for thousands of owners, and only those of the tokens matter.
+        let rows: Vec<FactRow> = sqlx::query_as(concat!(
             "SELECT ",
             token_columns!(),
-            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale \
-             FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
+            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
+             n.contact_id, \
+             EXISTS ( \
+                 SELECT 1 FROM owner_contacts oc \
+                 WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
+             ) AS speaks_for, \
+             ( \
+                 SELECT oc.contact_id \
+                 FROM owners s \
+                 JOIN owner_contacts oc ON oc.bucket = s.bucket AND oc.owner_id = s.id \
+                 WHERE s.bucket = $4 AND s.key = $5 \
+                 LIMIT 1 \
+             ) AS fallback \
+             FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[]) AS n (bucket, id, contact_id) \
              JOIN tokens t ON t.bucket = n.bucket AND t.id = n.id \
              JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id"
         ))
-        .bind(tokens.iter().map(|id| id.bucket().column()).collect::<Vec<_>>())
-        .bind(tokens.iter().map(|id| id.uuid()).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await?;
-        // Index owner_contacts_contact.
-        let speaks_for: Vec<(Uuid, bool)> = sqlx::query_as(
-            "SELECT oc.owner_id, o.key = $2 \
-             FROM owner_contacts oc \
-             JOIN owners o ON o.bucket = oc.bucket AND o.id = oc.owner_id \
-             WHERE oc.contact_id = $1",
-        )
-        .bind(contact.uuid())
+        .bind(asked.iter().map(|(_, token)| token.bucket().column()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|(_, token)| token.uuid()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|(contact, _)| contact.uuid()).collect::<Vec<_>>())
+        .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
         .bind(SYSTEM_OWNER_KEY)
         .fetch_all(&self.pool)
         .await?;
-        Ok(row::facts(rows, speaks_for))
+        Ok(row::facts(rows))
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {

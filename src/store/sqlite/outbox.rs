@@ -1,5 +1,7 @@
 //! The outbox on SQLite: the same as on PostgreSQL; a transaction that writes is alone, so nothing needs locking.
 
+use std::collections::HashSet;
+
 use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
@@ -9,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
     ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING,
-    Outbox, QUEUE, Queue, RECORD, RENEW, Record, SUPPRESS, Settled,
+    Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::Bucket;
@@ -35,14 +37,15 @@ impl Outbox for Sqlite {
         let claims: Vec<ClaimRow> = sqlx::query_as(
             "UPDATE messages \
              SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
-                 claimed_at = COALESCE(claimed_at, $2) \
+                 claimed_at = COALESCE(claimed_at, $2), \
+                 lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
              WHERE bucket = $1 AND id IN ( \
                  SELECT id FROM messages \
                  WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
                  ORDER BY not_before \
                  LIMIT $5 \
              ) \
-             RETURNING id, contact_id, lease_epoch, attempts, created_at, claimed_at",
+             RETURNING id, contact_id, lease_epoch, attempts, lost_claims, created_at, claimed_at",
         )
         .bind(bucket)
         .bind(At(now))
@@ -121,38 +124,31 @@ impl Outbox for Sqlite {
         Ok(renewed.rows_affected() == 1)
     }
 
-    async fn record(&self, message: &ClaimedMessage, record: &Record, now: Timestamp) -> Result<bool> {
-        let bucket = message.id.bucket().column();
-        let (not_before, finished_at) = record.delivery.instants(now);
+    async fn record(&self, outcomes: &[(&ClaimedMessage, &Record)], now: Timestamp) -> Result<Vec<bool>> {
+        let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
+        let bucket = first.id.bucket().column();
         let mut tx = self.begin().await?;
-        let recorded = sqlx::query(RECORD)
-            .bind(bucket)
+        let recorded = finish(&mut tx, bucket, outcomes, now).await?;
+        let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
+        settle(&mut tx, bucket, &ours, now).await?;
+        let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
+        write_reminders(&mut tx, &escalations, now, now).await?;
+        tx.commit().await?;
+        Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
+    }
+
+    async fn suppress(&self, message: &ClaimedMessage, reply: &str, now: Timestamp) -> Result<()> {
+        sqlx::query(SUPPRESS)
+            .bind(message.id.bucket().column())
+            .bind(message.contact.id.uuid())
+            .bind(At(now))
+            .bind(reply)
             .bind(message.id.uuid())
             .bind(message.holder)
             .bind(message.epoch)
-            .bind(record.delivery.state().as_str())
-            .bind(At(not_before))
-            .bind(record.delivery.attempts())
-            .bind(record.delivery.reply())
-            .bind(finished_at.map(At))
-            .execute(&mut *tx)
+            .execute(&self.writer)
             .await?;
-        if recorded.rows_affected() == 0 {
-            return Ok(false);
-        }
-        settle(&mut tx, message, &record.settled, now).await?;
-        if let Some(reply) = &record.suppress {
-            sqlx::query(SUPPRESS)
-                .bind(bucket)
-                .bind(message.contact.id.uuid())
-                .bind(At(now))
-                .bind(reply)
-                .execute(&mut *tx)
-                .await?;
-        }
-        write_reminders(&mut tx, &record.escalations, now, now).await?;
-        tx.commit().await?;
-        Ok(true)
+        Ok(())
     }
 
     async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
@@ -171,32 +167,75 @@ impl Outbox for Sqlite {
     }
 }
 
+/// Ends the messages that are still their holders', and gives their ids.
+async fn finish(
+    tx: &mut Transaction<'_, Lite>,
+    bucket: i16,
+    outcomes: &[(&ClaimedMessage, &Record)],
+    now: Timestamp,
+) -> Result<HashSet<Uuid>> {
+    let rows = json(outcomes.iter().map(|(message, record)| {
+        let delivery = &record.delivery;
+        let (not_before, finished_at) = delivery.instants(now);
+        (
+            hex(message.id.uuid()),
+            hex(message.holder),
+            message.epoch,
+            delivery.state().as_str(),
+            not_before.timestamp(),
+            delivery.attempts(),
+            delivery.unknown_outcomes(),
+            delivery.reply(),
+            finished_at.map(|at| at.timestamp()),
+        )
+    }));
+    let recorded: Vec<(Uuid,)> = sqlx::query_as(
+        "UPDATE messages AS m \
+         SET state = n.value ->> 3, not_before = n.value ->> 4, attempts = m.attempts + (n.value ->> 5), \
+             unknown_outcomes = m.unknown_outcomes + (n.value ->> 6), \
+             last_reply = COALESCE(n.value ->> 7, m.last_reply), lease_holder = NULL, finished_at = n.value ->> 8 \
+         FROM json_each($2) AS n \
+         WHERE m.bucket = $1 AND m.id = UNHEX(n.value ->> 0) AND +m.state = 'sending' \
+           AND m.lease_holder = UNHEX(n.value ->> 1) AND m.lease_epoch = n.value ->> 2 \
+         RETURNING id",
+    )
+    .bind(bucket)
+    .bind(rows)
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(recorded.into_iter().map(|(id,)| id).collect())
+}
+
+/// Says of reminders what has become of them.
 async fn settle(
     tx: &mut Transaction<'_, Lite>,
-    message: &ClaimedMessage,
-    settled: &[Settled],
+    bucket: i16,
+    outcomes: &[&(&ClaimedMessage, &Record)],
     now: Timestamp,
 ) -> Result<()> {
+    let settled: Vec<_> =
+        outcomes.iter().flat_map(|(message, record)| record.settled.iter().map(move |s| (*message, s))).collect();
     if settled.is_empty() {
         return Ok(());
     }
-    let rows = json(settled.iter().map(|s| {
+    let rows = json(settled.iter().map(|(message, s)| {
         let reason = s.reason.map(|reason| reason.as_str());
-        (hex(s.token.uuid()), s.claimed.generation, s.claimed.lead.seconds(), s.state.as_str(), reason)
+        let (contact, message) = (hex(message.contact.id.uuid()), hex(message.id.uuid()));
+        let claimed = s.claimed;
+        (hex(s.token.uuid()), claimed.generation, claimed.lead.seconds(), contact, message, s.state.as_str(), reason)
     }));
     // Primary key: the plus keeps SQLite from reading all that is settled anew for each of the contact's pending rows.
     sqlx::query(
         "UPDATE reminders AS r \
-         SET state = s.value ->> 3, reason = COALESCE(s.value ->> 4, r.reason), settled_at = $4 \
-         FROM json_each($3) AS s \
+         SET state = s.value ->> 5, reason = COALESCE(s.value ->> 6, r.reason), settled_at = $3 \
+         FROM json_each($2) AS s \
          WHERE r.bucket = $1 AND r.token_id = UNHEX(s.value ->> 0) AND r.generation = s.value ->> 1 \
-           AND r.lead = s.value ->> 2 AND r.contact_id = $2 AND +r.state = 'pending' AND r.message_id = $5",
+           AND r.lead = s.value ->> 2 AND r.contact_id = UNHEX(s.value ->> 3) AND +r.state = 'pending' \
+           AND r.message_id = UNHEX(s.value ->> 4)",
     )
-    .bind(message.id.bucket().column())
-    .bind(message.contact.id.uuid())
+    .bind(bucket)
     .bind(rows)
     .bind(At(now))
-    .bind(message.id.uuid())
     .execute(&mut **tx)
     .await?;
     Ok(())

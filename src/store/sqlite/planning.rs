@@ -15,8 +15,8 @@ use crate::store::jobs::Lease;
 use crate::store::planning::{
     Candidate, Cutoffs, Decided, Facts, NewReminder, Planning, Progress, Purged, Watermark, Written,
 };
-use crate::store::row::{self, At, CandidateRow, OwnedRow, token_columns};
-use crate::token::{ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
+use crate::store::row::{self, At, CandidateRow, FactRow, token_columns};
+use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// Rows for `json_each`: SQLite's way to bind many at once. Ids travel as hexadecimal digits.
 pub(super) fn json<T: Serialize>(rows: impl IntoIterator<Item = T>) -> String {
@@ -324,30 +324,39 @@ impl Planning for Sqlite {
         Ok(())
     }
 
-    async fn facts(&self, contact: ContactId, tokens: &[TokenId]) -> Result<Facts> {
-        let rows: Vec<OwnedRow> = sqlx::query_as(concat!(
+    async fn facts(&self, asked: &[(ContactId, TokenId)]) -> Result<HashMap<ContactId, Facts>> {
+        // Everything by primary key: an address may speak for thousands of owners, and only those of the tokens matter.
+        let rows: Vec<FactRow> = sqlx::query_as(concat!(
             "SELECT ",
             token_columns!(),
-            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale \
-             FROM json_each($1) AS n \
-             CROSS JOIN tokens t ON t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) \
+            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
+             n.contact_id, \
+             EXISTS ( \
+                 SELECT 1 FROM owner_contacts oc \
+                 WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
+             ) AS speaks_for, \
+             ( \
+                 SELECT oc.contact_id \
+                 FROM owners s \
+                 JOIN owner_contacts oc ON oc.bucket = s.bucket AND oc.owner_id = s.id \
+                 WHERE s.bucket = $2 AND s.key = $3 \
+                 LIMIT 1 \
+             ) AS fallback \
+             FROM ( \
+                 SELECT value ->> 0 AS bucket, UNHEX(value ->> 1) AS id, UNHEX(value ->> 2) AS contact_id \
+                 FROM json_each($1) \
+             ) AS n \
+             CROSS JOIN tokens t ON t.bucket = n.bucket AND t.id = n.id \
              JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id"
         ))
-        .bind(json(tokens.iter().map(|id| (id.bucket().column(), hex(id.uuid())))))
-        .fetch_all(&self.readers)
-        .await?;
-        // Index owner_contacts_contact.
-        let speaks_for: Vec<(Uuid, bool)> = sqlx::query_as(
-            "SELECT oc.owner_id, o.key = $2 \
-             FROM owner_contacts oc \
-             JOIN owners o ON o.bucket = oc.bucket AND o.id = oc.owner_id \
-             WHERE oc.contact_id = $1",
-        )
-        .bind(contact.uuid())
+        .bind(json(
+            asked.iter().map(|(contact, token)| (token.bucket().column(), hex(token.uuid()), hex(contact.uuid()))),
+        ))
+        .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
         .bind(SYSTEM_OWNER_KEY)
         .fetch_all(&self.readers)
         .await?;
-        Ok(row::facts(rows, speaks_for))
+        Ok(row::facts(rows))
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {

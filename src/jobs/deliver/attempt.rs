@@ -1,0 +1,218 @@
+//! One attempt at a message: what it still has to say, and sending that under its lease.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::LEASE;
+use crate::clock::{Clock, Timestamp};
+use crate::mail::compose::{Composer, Item, Letter};
+use crate::mail::outcome::Happened;
+use crate::mail::transport::Transport;
+use crate::policy::{Reason, Verdict, recheck};
+use crate::store::Store;
+use crate::store::accounts::ReminderState;
+use crate::store::outbox::{ClaimedMessage, ClaimedReminder, Settled};
+use crate::store::planning::{Facts, NewReminder};
+use crate::token::{ContactId, OwnerId};
+
+/// With less than this left of its lease, a message is renewed before it is handed over.
+const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
+
+/// How often a message that is being sent is renewed.
+const RENEW_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a message may be claimed by a process that never says what became of it.
+const MOST_LOST_CLAIMS: i32 = 10;
+
+/// A claimed message on its way from the claim to the record.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) message: ClaimedMessage,
+    /// What it says.
+    pub(super) speaking: Vec<Said>,
+    /// What has become of the rest.
+    pub(super) settled: Vec<Settled>,
+    /// What is told to whoever is the fallback now, in the place of an earlier one.
+    pub(super) passed_on: Vec<NewReminder>,
+    /// How long the message is ours.
+    pub(super) lease_until: Timestamp,
+    /// What came of it; `None` while nothing did, and for a message that had nothing left to say.
+    pub(super) happened: Option<Happened>,
+}
+
+impl Attempt {
+    /// What is to be done about a message that was claimed, by what is true now; with the letter to send, if there is
+    /// one.
+    pub(super) fn new(
+        message: ClaimedMessage,
+        facts: &Facts,
+        fallback: Option<ContactId>,
+        now: Timestamp,
+    ) -> (Self, Option<Letter>) {
+        let Judged { speaking, mut settled, passed_on } = judge(&message, facts, now);
+        let passed_on = match fallback.filter(|fallback| *fallback != message.contact.id) {
+            Some(fallback) => passed_on.iter().map(|said| said.escalated(fallback, said.reminder.reason)).collect(),
+            None => Vec::new(),
+        };
+        let mut letter = None;
+        let mut happened = None;
+        if message.contact.suppressed.is_some() {
+            let unreachable = |said: &Said| said.settled(ReminderState::Unreachable, Some(Reason::Suppressed));
+            settled.extend(speaking.iter().map(unreachable));
+        } else if message.lost_claims > MOST_LOST_CLAIMS {
+            happened = Some(Happened::Deserted { claims: message.lost_claims.unsigned_abs() });
+        } else if !speaking.is_empty() {
+            let items = speaking.iter().filter_map(|said| said.item(facts)).collect();
+            letter = Some(Letter { message: message.id, to: message.contact.clone(), items });
+        }
+        let lease_until = message.lease_until;
+        (Self { message, speaking, settled, passed_on, lease_until, happened }, letter)
+    }
+
+    /// Sends the letter, renewing the lease meanwhile.
+    pub(super) async fn send<S: Store, C: Clock>(
+        &mut self,
+        letter: Letter,
+        store: &S,
+        clock: &C,
+        composer: &Arc<Composer>,
+        transport: &mut Transport,
+    ) {
+        let composed = match composer.compose(&letter, clock.now()) {
+            Ok(composed) => composed,
+            Err(error) => {
+                self.happened = Some(Happened::Unbuildable { error: error.to_string() });
+                return;
+            }
+        };
+        let until = AtomicI64::new(self.lease_until.timestamp());
+        let hold = Hold { store, clock, message: &self.message, until };
+        let happened = {
+            let sending = transport.send(self.message.id, &composed, || hold.still_ours());
+            tokio::pin!(sending);
+            loop {
+                tokio::select! {
+                    happened = &mut sending => break happened,
+                    // Dropping the send drops its session: nothing more goes out.
+                    () = tokio::time::sleep(RENEW_EVERY) => if !hold.prolong().await && hold.is_over() {
+                        break Happened::LostLease;
+                    },
+                }
+            }
+        };
+        self.lease_until = hold.until();
+        self.happened = Some(happened);
+    }
+}
+
+/// A reminder that is still true.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Said {
+    pub(super) reminder: ClaimedReminder,
+    pub(super) owner: Option<OwnerId>,
+}
+
+impl Said {
+    pub(super) fn settled(&self, state: ReminderState, reason: Option<Reason>) -> Settled {
+        Settled { token: self.reminder.token, claimed: self.reminder.claimed, state, reason }
+    }
+
+    /// The same for the fallback, and why it is told.
+    pub(super) fn escalated(&self, fallback: ContactId, why: Option<Reason>) -> NewReminder {
+        NewReminder {
+            token: self.reminder.token,
+            generation: self.reminder.claimed.generation,
+            lead: self.reminder.claimed.lead,
+            contact: Some(fallback),
+            expires_at: self.reminder.expires_at,
+            state: ReminderState::Pending,
+            reason: why,
+            escalation: true,
+        }
+    }
+
+    fn item(&self, facts: &Facts) -> Option<Item> {
+        let (token, owner) = facts.tokens.get(&self.reminder.token)?.clone();
+        let why = self.reminder.reason.unwrap_or(Reason::NoContact);
+        let escalation = self.reminder.escalation.then(|| why.to_string());
+        Some(Item { token, owner, lead: self.reminder.claimed.lead, escalation })
+    }
+}
+
+/// What a message carries, sorted.
+struct Judged {
+    /// Still true, and for this contact.
+    speaking: Vec<Said>,
+    /// What became of the rest.
+    settled: Vec<Settled>,
+    /// Those of the rest that are still true, and for whoever is the fallback now.
+    passed_on: Vec<Said>,
+}
+
+/// Sorts what a message carries into what is still true and what is not.
+fn judge(message: &ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged {
+    let (mut speaking, mut settled, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
+    for reminder in &message.reminders {
+        let known = facts.tokens.get(&reminder.token);
+        let owner = known.map(|(token, _)| token.owner);
+        let said = Said { reminder: *reminder, owner };
+        if facts.broken.contains(&reminder.token) {
+            settled.push(said.settled(ReminderState::Failed, Some(Reason::Unreadable)));
+            continue;
+        }
+        let may_hear = match owner {
+            Some(owner) => (reminder.escalation && facts.is_fallback) || facts.speaks_for.contains(&owner),
+            None => true,
+        };
+        let verdict = recheck(reminder.claimed, known.map(|(token, _)| token), now);
+        match verdict {
+            Verdict::Speak if may_hear => speaking.push(said),
+            Verdict::Speak => {
+                settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NoLongerContact)));
+                passed_on.extend(reminder.escalation.then_some(said));
+            }
+            Verdict::Superseded(why) => settled.push(said.settled(ReminderState::Superseded, Some(why))),
+            Verdict::Cancelled(why) => settled.push(said.settled(ReminderState::Cancelled, Some(why))),
+        }
+    }
+    Judged { speaking, settled, passed_on }
+}
+
+/// A claimed message's lease while it is being sent.
+struct Hold<'a, S, C> {
+    store: &'a S,
+    clock: &'a C,
+    message: &'a ClaimedMessage,
+    /// In seconds since 1970.
+    until: AtomicI64,
+}
+
+impl<S: Store, C: Clock> Hold<'_, S, C> {
+    fn until(&self) -> Timestamp {
+        Timestamp::from_timestamp(self.until.load(Ordering::Relaxed), 0).unwrap_or_default()
+    }
+
+    fn left(&self) -> TimeDelta {
+        self.until() - self.clock.now()
+    }
+
+    fn is_over(&self) -> bool {
+        self.left() <= TimeDelta::zero()
+    }
+
+    async fn prolong(&self) -> bool {
+        let until = self.clock.now() + LEASE;
+        let Ok(renewed) = self.store.renew(self.message, until).await else { return false };
+        // Whoever has it now does not wait for what was promised to us.
+        let until = if renewed { until } else { Timestamp::UNIX_EPOCH };
+        self.until.store(until.timestamp(), Ordering::Relaxed);
+        renewed
+    }
+
+    async fn still_ours(&self) -> bool {
+        self.left() > RENEW_WITHIN || self.prolong().await
+    }
+}

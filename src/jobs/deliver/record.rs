@@ -1,0 +1,237 @@
+//! What became of messages: decided, told to the fallback where it must be, and recorded.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::attempt::{Attempt, Said};
+use super::pause::Refused;
+use super::{Delivered, Deliverer};
+use crate::clock::Clock;
+use crate::mail::outcome::{Next, Tried, decide};
+use crate::policy::Reason;
+use crate::store::accounts::ReminderState;
+use crate::store::outbox::{ClaimedMessage, Delivery, Record};
+use crate::store::planning::NewReminder;
+use crate::store::{Result, Store};
+use crate::token::Bucket;
+
+impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
+    /// Records all that has ended.
+    pub(super) async fn record_ended(&mut self) -> Result<Delivered> {
+        let mut did = Delivered::default();
+        let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
+        for (attempt, another_refused) in self.judge_refusals() {
+            let bucket = attempt.message.id.bucket();
+            match self.outcome(&attempt, another_refused).await? {
+                Some(record) => by_bucket.entry(bucket).or_default().push((attempt, record)),
+                None => {
+                    tracing::warn!(message = %attempt.message.id, "lost the lease on a message before it was handed over");
+                    did.lost += 1;
+                }
+            }
+        }
+        let mut result = Ok(());
+        for outcomes in by_bucket.into_values() {
+            // What the store refuses of one bucket must not keep the others from being recorded.
+            match self.record_all(&outcomes).await {
+                Ok(more) => did += more,
+                Err(error) => result = Err(error),
+            }
+        }
+        result.map(|()| did)
+    }
+
+    /// What has ended, and of each whether it was refused at MAIL as another one was before it. A message that is the first
+    /// to be refused there waits for the next one.
+    fn judge_refusals(&mut self) -> Vec<(Attempt, bool)> {
+        let mut judged = Vec::new();
+        for attempt in std::mem::take(&mut self.ended) {
+            let Some(happened) = &attempt.happened else {
+                judged.push((attempt, false));
+                continue;
+            };
+            if happened.got_past_mail() {
+                self.pause.got_past_mail();
+                self.refused = None;
+                judged.extend(self.suspect.take().map(|suspect| (suspect, false)));
+                judged.push((attempt, false));
+            } else if happened.refused_at_mail() {
+                let id = attempt.message.id;
+                match self.refused.replace(id) {
+                    Some(before) if before != id => {
+                        judged.extend(self.suspect.take().map(|suspect| (suspect, true)));
+                        judged.push((attempt, true));
+                    }
+                    Some(_) => judged.push((attempt, false)),
+                    None => self.suspect = Some(attempt),
+                }
+            } else {
+                judged.push((attempt, false));
+            }
+        }
+        judged
+    }
+
+    /// Nothing more comes that could show whether the server refuses everybody: it is taken for this message's fault.
+    pub(super) fn release_suspect(&mut self) {
+        self.ended.extend(self.suspect.take());
+    }
+
+    /// What to record of an attempt; `None`: nothing, the lease was lost.
+    async fn outcome(&mut self, attempt: &Attempt, another_refused: bool) -> Result<Option<Record>> {
+        let Attempt { message, speaking, settled, passed_on, happened, .. } = attempt;
+        let (mut settled, mut escalations) = (settled.clone(), passed_on.clone());
+        let Some(happened) = happened else {
+            escalations.extend(self.escalations(message, speaking, Reason::Suppressed, true).await?);
+            return Ok(Some(Record { delivery: Delivery::Cancelled, settled, escalations }));
+        };
+        let now = self.clock.now();
+        let tried = Tried {
+            attempt: u32::try_from(message.attempts).unwrap_or_default().saturating_add(1),
+            since_first_claim: now - message.first_claimed_at,
+            give_up_after: self.terms.give_up_after,
+            another_refused,
+            jitter: rand::random(),
+        };
+        let delivery = match decide(happened, &tried) {
+            Next::Abandon => return Ok(None),
+            Next::Sent { reply } => {
+                settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Sent, None)));
+                Delivery::Sent(reply)
+            }
+            Next::Retry { after, reply, unknown } => Delivery::Retry { at: now + after, reply, counts: true, unknown },
+            Next::Pause { reply } => {
+                let refused = if happened.refused_at_mail() { Refused::AtMail } else { Refused::BeforeMail };
+                self.refused_everybody(&reply, refused);
+                let at = self.pause.until().unwrap_or(now).max(now);
+                Delivery::Retry { at, reply, counts: false, unknown: false }
+            }
+            Next::Failed { reply, suppress } => {
+                if suppress {
+                    // Before asking who else can be told: of two contacts of one owner that are refused at the same
+                    // moment, in two processes, one is then seen to be the last. A crash in between is no loss: the
+                    // next claim finds the contact suppressed.
+                    self.store.suppress(message, &reply, now).await?;
+                }
+                let why = Reason::Undeliverable;
+                settled.extend(speaking.iter().map(|said| said.settled(ReminderState::Failed, Some(why))));
+                escalations.extend(self.escalations(message, speaking, why, suppress).await?);
+                Delivery::Failed(reply)
+            }
+        };
+        Ok(Some(Record { delivery, settled, escalations }))
+    }
+
+    /// What the fallback is told of reminders that their contact was not. Where the address was at fault, another contact
+    /// of the owner is enough; where the message was, operations must hear of it.
+    async fn escalations(
+        &self,
+        message: &ClaimedMessage,
+        unsaid: &[Said],
+        why: Reason,
+        address_at_fault: bool,
+    ) -> Result<Vec<NewReminder>> {
+        let Some(fallback) = self.terms.fallback.filter(|_| !unsaid.is_empty()) else { return Ok(Vec::new()) };
+        if fallback == message.contact.id {
+            tracing::error!(message = %message.id, "the fallback itself could not be told");
+            return Ok(Vec::new());
+        }
+        let mut owners: Vec<_> = unsaid.iter().filter_map(|said| said.owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let reachable = self.store.reachable(&owners).await?;
+        let told = |said: &&Said| {
+            let contacts = said.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
+            address_at_fault && contacts.iter().any(|contact| *contact != message.contact.id)
+        };
+        Ok(unsaid.iter().filter(|said| !told(said)).map(|said| said.escalated(fallback, Some(why))).collect())
+    }
+
+    /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its
+    /// own: one that cannot be recorded must not make the others be sent again.
+    async fn record_all(&self, outcomes: &[(Attempt, Record)]) -> Result<Delivered> {
+        let mut did = Delivered::default();
+        match self.store_outcomes(outcomes).await {
+            Ok(recorded) => {
+                for ((attempt, record), recorded) in outcomes.iter().zip(recorded) {
+                    did += report(&attempt.message, record, recorded);
+                }
+                Ok(did)
+            }
+            Err(error) if outcomes.len() == 1 || error.is_transient() => Err(error),
+            Err(_) => {
+                let mut result = Ok(());
+                for outcome in outcomes.chunks(1) {
+                    match self.store_outcomes(outcome).await {
+                        Ok(recorded) => {
+                            did += report(&outcome[0].0.message, &outcome[0].1, recorded.first() == Some(&true));
+                        }
+                        Err(error) => result = Err(error),
+                    }
+                }
+                result.map(|()| did)
+            }
+        }
+    }
+
+    /// While the store is out of reach it is tried again until the last lease ends: a message that was sent and not
+    /// recorded would be sent twice.
+    async fn store_outcomes(&self, outcomes: &[(Attempt, Record)]) -> Result<Vec<bool>> {
+        let pairs: Vec<_> = outcomes.iter().map(|(attempt, record)| (&attempt.message, record)).collect();
+        let until = outcomes.iter().map(|(attempt, _)| attempt.lease_until).max().unwrap_or_default();
+        loop {
+            let now = self.clock.now();
+            match self.store.record(&pairs, now).await {
+                Err(error) if error.is_transient() && now < until => {
+                    tracing::warn!(messages = pairs.len(), %error, "cannot record messages yet");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    /// The server refuses everybody; or one session more, where it has let others in.
+    pub(super) fn refused_everybody(&mut self, reply: &str, refused: Refused) {
+        let now = self.clock.now();
+        if refused == Refused::BeforeMail && self.sessions.any_open() {
+            if let Some(until) = self.pause.refused_one_more(now) {
+                tracing::warn!(reply, retry_at = %until, "the mail server takes no further session");
+            }
+        } else if let Some(until) = self.pause.refused(refused, now) {
+            tracing::warn!(reply, retry_at = %until, "the mail server refuses everybody: delivery pauses");
+        }
+    }
+}
+
+/// Tells the log what became of a message, and counts it.
+fn report(message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivered {
+    let id = message.id;
+    let reminders = record.settled.iter().filter(|settled| settled.state == ReminderState::Sent).count();
+    let mut did = Delivered::default();
+    if !recorded {
+        tracing::warn!(message = %id, "another process took this message over: it may arrive twice");
+        did.lost = 1;
+        return did;
+    }
+    match &record.delivery {
+        Delivery::Sent(_) => {
+            tracing::info!(message = %id, reminders, attempt = message.attempts + 1, "sent a message");
+            did.sent = 1;
+        }
+        Delivery::Retry { at, counts, unknown, .. } => {
+            tracing::info!(message = %id, retry_at = %at, counts, unknown, "a message will be tried again");
+            did.retried = 1;
+            did.unknown = u64::from(*unknown);
+        }
+        Delivery::Failed(_) => {
+            tracing::warn!(message = %id, contact = %message.contact.id, "gave a message up");
+            did.failed = 1;
+        }
+        Delivery::Cancelled => {
+            tracing::info!(message = %id, "a message had nothing left to say");
+            did.cancelled = 1;
+        }
+    }
+    did
+}

@@ -1,0 +1,240 @@
+//! A session between two messages, and the delivery of one.
+
+use std::fmt;
+use std::future::Future;
+use std::iter;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use lettre::transport::smtp::client::AsyncSmtpConnection;
+use lettre::transport::smtp::commands::{Data, Mail, Noop, Rcpt, Rset};
+use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
+use lettre::transport::smtp::response::Response;
+use tokio::time::Instant;
+
+use super::fault::{Fault, broken, no_answer, unexpected, within};
+use super::offers::Offers;
+use crate::config::Timeouts;
+use crate::mail::compose::Composed;
+use crate::mail::outcome::{Happened, Phase};
+
+/// Servers close sessions that say nothing, so one that was idle for longer is asked whether it is still there.
+pub(super) const ASK_AFTER: Duration = Duration::from_secs(30);
+
+/// A connection between two messages.
+pub(super) struct Session {
+    pub(super) connection: AsyncSmtpConnection,
+    offers: Offers,
+    /// The server that it is with.
+    pub(super) relay: usize,
+    /// How many messages were tried on it.
+    pub(super) tried: u64,
+    pub(super) last_used: Instant,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("relay", &self.relay).field("tried", &self.tried).finish_non_exhaustive()
+    }
+}
+
+/// What came of a message on one session.
+pub(super) enum Delivery {
+    Happened(Happened),
+    /// The session was dead before the message was mentioned.
+    Gone(Happened),
+}
+
+/// What a server answers to a command.
+type Answer = Result<Response, Fault>;
+
+/// What it answered to MAIL, RCPT and DATA.
+struct Envelope {
+    mail: Answer,
+    /// `None` where it was not asked.
+    rcpt: Option<Answer>,
+    data: Option<Answer>,
+}
+
+impl Session {
+    /// A session that has just begun.
+    pub(super) fn new(connection: AsyncSmtpConnection, offers: Offers, relay: usize) -> Self {
+        Self { connection, offers, relay, tried: 0, last_used: Instant::now() }
+    }
+
+    /// The session, unless it was idle for long and does not answer.
+    pub(super) async fn if_alive(mut self, timeouts: &Timeouts) -> Option<Self> {
+        if self.last_used.elapsed() > ASK_AFTER {
+            within(timeouts.aside, self.connection.command(Noop)).await.ok()?;
+            self.last_used = Instant::now();
+        }
+        Some(self)
+    }
+
+    /// Delivers a message. Gives the session back only where it stands between two messages again.
+    pub(super) async fn deliver<Ours: Future<Output = bool>>(
+        mut self,
+        composed: &Composed,
+        timeouts: &Timeouts,
+        still_ours: &mut impl FnMut() -> Ours,
+    ) -> (Option<Self>, Delivery) {
+        let parameters = match self.parameters(composed) {
+            Ok(parameters) => parameters,
+            Err(error) => return (Some(self), Delivery::Happened(Happened::Unbuildable { error })),
+        };
+        if !still_ours().await {
+            return (Some(self), Delivery::Happened(Happened::LostLease));
+        }
+        self.tried += 1;
+        let mail = Mail::new(Some(composed.from.clone()), parameters);
+        let rcpt = Rcpt::new(composed.to.clone(), Vec::new());
+        let envelope = if self.offers.pipelining {
+            self.all_at_once(mail, rcpt, timeouts).await
+        } else {
+            self.one_by_one(mail, rcpt, timeouts).await
+        };
+        let gone = matches!(&envelope.mail, Err(fault) if fault.says_goodbye());
+        let (session, happened) = match self.judge(envelope, timeouts).await {
+            Err(ended) => ended,
+            Ok(session) if still_ours().await => session.content(&composed.bytes, timeouts).await,
+            // There is no way back from here but to close: whatever comes next would be read as content.
+            Ok(_) => (None, Happened::LostLease),
+        };
+        (session, if gone { Delivery::Gone(happened) } else { Delivery::Happened(happened) })
+    }
+
+    /// Each command when the one before it is answered.
+    async fn one_by_one(&mut self, mail: Mail, rcpt: Rcpt, timeouts: &Timeouts) -> Envelope {
+        let mut envelope =
+            Envelope { mail: within(timeouts.mail, self.connection.command(mail)).await, rcpt: None, data: None };
+        if envelope.mail.is_ok() {
+            let rcpt = within(timeouts.rcpt, self.connection.command(rcpt)).await;
+            if rcpt.is_ok() {
+                envelope.data = Some(within(timeouts.data, self.connection.command(Data)).await);
+            }
+            envelope.rcpt = Some(rcpt);
+        }
+        envelope
+    }
+
+    /// All three commands in one write (RFC 2920), then the answers. Each is waited for, whatever those before it say:
+    /// what is left unread would pass for the answer to something else.
+    async fn all_at_once(&mut self, mail: Mail, rcpt: Rcpt, timeouts: &Timeouts) -> Envelope {
+        let mail = within(timeouts.mail, self.connection.command(format!("{mail}{rcpt}{Data}"))).await;
+        if matches!(&mail, Err(fault) if !fault.leaves_the_session_alive()) {
+            return Envelope { mail, rcpt: None, data: None };
+        }
+        let rcpt = within(timeouts.rcpt, self.connection.read_response()).await;
+        let data = match &rcpt {
+            Err(fault) if !fault.leaves_the_session_alive() => None,
+            _ => Some(within(timeouts.data, self.connection.read_response()).await),
+        };
+        Envelope { mail, rcpt: Some(rcpt), data }
+    }
+
+    /// The session, where the server waits for the content; else what came of the message.
+    async fn judge(self, envelope: Envelope, timeouts: &Timeouts) -> Result<Self, (Option<Self>, Happened)> {
+        let Envelope { mail, rcpt, data } = envelope;
+        let refused = match (mail, rcpt) {
+            (Err(fault), rcpt) => {
+                let in_step = rcpt.is_none_or(|rcpt| rcpt.err().is_none_or(|fault| fault.leaves_the_session_alive()));
+                Some((Phase::Mail, fault, in_step))
+            }
+            (Ok(_), Some(Err(fault))) => Some((Phase::Rcpt, fault, true)),
+            (Ok(_), _) => None,
+        };
+        let Some((phase, fault, in_step)) = refused else {
+            return match data {
+                // 354: the only code that asks for the content (RFC 5321, section 4.3.2).
+                Some(Ok(reply)) if reply.has_code(354) => Ok(self),
+                Some(Ok(reply)) => Err((None, broken(Phase::Data, &unexpected(&reply)))),
+                Some(Err(fault)) => Err(self.refused(Phase::Data, fault, timeouts).await),
+                None => Err((None, broken(Phase::Data, "DATA was not answered"))),
+            };
+        };
+        match data {
+            _ if !in_step => Err((None, fault.at(phase))),
+            // It waits for the content of a message without a recipient (RFC 2920, section 3.1): there is none.
+            Some(Ok(reply)) if reply.has_code(354) => {
+                let mut session = self;
+                match within(timeouts.dot, session.connection.command(".\r\n")).await {
+                    Ok(_) | Err(Fault::Refused { .. }) => Err(session.refused(phase, fault, timeouts).await),
+                    Err(_) => Err((None, fault.at(phase))),
+                }
+            }
+            Some(Ok(_)) => Err((None, fault.at(phase))),
+            Some(Err(other)) if !other.leaves_the_session_alive() => Err((None, fault.at(phase))),
+            Some(Err(_)) | None => Err(self.refused(phase, fault, timeouts).await),
+        }
+    }
+
+    /// Sends the content and the final dot.
+    async fn content(mut self, bytes: &[u8], timeouts: &Timeouts) -> (Option<Self>, Happened) {
+        // The line end before the dot belongs to the content (RFC 5321, section 4.1.1.4), and lettre writes it.
+        let content = bytes.strip_suffix(b"\r\n").unwrap_or(bytes);
+        // lettre asks for the next part when it has written one, and writes the dot when there is none: from that
+        // moment on the message may be delivered.
+        let dot = AtomicBool::new(false);
+        let parts = iter::once(content).chain(iter::from_fn(|| {
+            dot.store(true, Ordering::Relaxed);
+            None
+        }));
+        let result = {
+            let mut sending = pin!(self.connection.message_iter(parts));
+            match within(timeouts.content, &mut sending).await {
+                Err(Fault::TimedOut(_)) if dot.load(Ordering::Relaxed) => within(timeouts.dot, sending).await,
+                result => result,
+            }
+        };
+        match result {
+            Ok(reply) if (200..300).contains(&u16::from(reply.code())) => {
+                self.last_used = Instant::now();
+                (Some(self), Happened::accepted(&reply.message().collect::<Vec<_>>().join(" ")))
+            }
+            Ok(reply) => (None, Happened::Unknown { error: unexpected(&reply) }),
+            Err(fault @ Fault::Refused { .. }) => {
+                self.last_used = Instant::now();
+                let session = fault.leaves_the_session_alive().then_some(self);
+                (session, fault.at(Phase::Dot))
+            }
+            Err(fault) if !dot.load(Ordering::Relaxed) => (None, fault.at(Phase::Data)),
+            Err(Fault::Broken(error)) => (None, Happened::Unknown { error }),
+            Err(Fault::TimedOut(limit)) => (None, Happened::Unknown { error: no_answer(limit) }),
+        }
+    }
+
+    /// Ends a message that went wrong before its content; keeps the session if the server forgets the message.
+    async fn refused(mut self, phase: Phase, fault: Fault, timeouts: &Timeouts) -> (Option<Self>, Happened) {
+        let forgotten =
+            fault.leaves_the_session_alive() && within(timeouts.aside, self.connection.command(Rset)).await.is_ok();
+        self.last_used = Instant::now();
+        (forgotten.then_some(self), fault.at(phase))
+    }
+
+    /// What MAIL must say about this message.
+    fn parameters(&self, composed: &Composed) -> Result<Vec<MailParameter>, String> {
+        let mut parameters = Vec::new();
+        if let Some(limit) = self.offers.are_exceeded_by(composed.bytes.len()) {
+            let bytes = composed.bytes.len();
+            return Err(format!("the mail has {bytes} bytes, and this mail server takes {limit} at most"));
+        }
+        if self.offers.size.is_some() {
+            parameters.push(MailParameter::Size(composed.bytes.len()));
+        }
+        let addresses: [&str; 2] = [composed.from.as_ref(), composed.to.as_ref()];
+        if !addresses.iter().all(|address| address.is_ascii()) {
+            if !self.offers.smtp_utf8 {
+                return Err("the address has letters that this mail server does not take (no SMTPUTF8)".to_owned());
+            }
+            parameters.push(MailParameter::SmtpUtfEight);
+        }
+        if !composed.bytes.is_ascii() {
+            if !self.offers.eight_bit_mime {
+                return Err("the mail is not ASCII, and this mail server takes nothing else (no 8BITMIME)".to_owned());
+            }
+            parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+        }
+        Ok(parameters)
+    }
+}
