@@ -191,8 +191,10 @@ fn load_from(
 pub struct InForce {
     /// The dotted key.
     pub key: String,
-    /// Its value, with passwords masked.
+    /// Its value as the file would have it, with passwords masked.
     pub text: String,
+    /// Its value for programs, of the same type wherever it came from, with passwords masked.
+    pub value: serde_json::Value,
     /// Where it came from.
     pub origin: String,
 }
@@ -205,11 +207,13 @@ pub fn origins(file: Option<&Path>) -> Result<Vec<InForce>, Invalid> {
     load(file)?;
     let mut problems = Vec::new();
     let values = layers::merged(file, Path::new(SYSTEM_FILE), std::env::vars_os(), &mut problems);
-    let values = values.ok_or(Invalid { problems })?;
+    let defaults = layers::merged(None, Path::new(""), [], &mut problems);
+    let (values, defaults) = values.zip(defaults).ok_or(Invalid { problems })?;
     Ok(values
         .into_iter()
         .map(|(key, value)| InForce {
             text: reader::in_force(&key, &value),
+            value: reader::as_json(&key, &value, defaults.get(&key).unwrap_or(&value)),
             origin: value.origin().unwrap_or("unknown origin").to_owned(),
             key,
         })

@@ -696,6 +696,28 @@ fn config_show_says_where_each_value_came_from() {
         assert!(!shown.contains("hunter2") && shown.contains("postgres://lapsed:***@db.example.org/lapsed"), "{shown}");
         assert_eq!(shown.lines().count(), keys + usize::from(format == "csv"));
     }
+    // The type of a value does not depend on where it came from.
+    place.set("LAPSED__REMINDERS__LEAD_TIMES", "14d, 2d");
+    place.set("LAPSED__MAIL__SMTP__PORT", "2525");
+    place.set("LAPSED__REMINDERS__EXPIRED_NOTICE", "false");
+    let lines = place.line("config show --format json").ok();
+    let values: BTreeMap<String, serde_json::Value> = lines
+        .lines()
+        .map(|line| (json(line)["key"].as_str().expect("a key").to_owned(), json(line)["value"].clone()))
+        .collect();
+    for (key, value) in [
+        ("reminders.lead_times", "[\"14d\",\"2d\"]"),
+        ("mail.smtp.port", "2525"),
+        ("reminders.expired_notice", "false"),
+        ("reminders.stale_after", "\"7d\""),
+        ("mail.reply_to", "\"\""),
+        ("mail.from", "\"Tokens <tokens@example.org>\""),
+        ("store.url", "\"postgres://lapsed:***@db.example.org/lapsed\""),
+    ] {
+        assert_eq!(values[key], json(value), "{key}");
+    }
+    let csv = place.line("config show --format csv").ok();
+    assert!(csv.contains("\nreminders.lead_times,14d 2d,environment variable "), "{csv}");
     place.configure("[mail]\nfrom = 7");
     assert!(place.line("config show").fails(2).contains("mail.from"));
     assert!(!place.path("lapsed.db").exists(), "it opens no store");

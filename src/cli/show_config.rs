@@ -11,9 +11,8 @@ pub(super) fn run(file: Option<&Path>, format: FormatArg) -> Outcome {
     let values = config::origins(file).map_err(|error| Failure::Usage(error.to_string()))?;
     let mut listing = Listing::new(format, &["KEY", "VALUE", "FROM"], &["key", "value", "from"])?;
     for value in values {
-        let (key, text, origin) = (value.key, value.text, value.origin);
-        let fields =
-            || vec![("key", key.clone().into()), ("value", text.clone().into()), ("from", origin.clone().into())];
+        let (key, text, value, origin) = (value.key, value.text, value.value, value.origin);
+        let fields = || vec![("key", key.clone().into()), ("value", value.clone()), ("from", origin.clone().into())];
         listing.row(fields, || vec![key.clone(), text.clone(), origin.clone()])?;
     }
     listing.end("")?;

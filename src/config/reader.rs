@@ -39,6 +39,30 @@ pub(super) fn in_force(key: &str, value: &Value) -> String {
     if key == "store.url" { format!("{:?}", masked_url(&value.kind.to_string())) } else { shown(value) }
 }
 
+/// A value for programs, of the type that its default has, with a password masked: in the environment all is text.
+pub(super) fn as_json(key: &str, value: &Value, default: &Value) -> serde_json::Value {
+    use serde_json::Value as Json;
+    match (&default.kind, &value.kind) {
+        (ValueKind::Array(_), ValueKind::Array(items)) => items.iter().map(|item| text(key, item)).collect(),
+        (ValueKind::Array(_), ValueKind::String(items)) => {
+            items.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Json::from).collect()
+        }
+        (ValueKind::I64(_), kind) => {
+            kind.to_string().trim().parse::<i64>().map_or_else(|_| text(key, value), Json::from)
+        }
+        (ValueKind::Boolean(_), kind) => {
+            kind.to_string().trim().parse::<bool>().map_or_else(|_| text(key, value), Json::from)
+        }
+        _ => text(key, value),
+    }
+}
+
+fn text(key: &str, value: &Value) -> serde_json::Value {
+    let text = value.kind.to_string();
+    let masked = key == "store.url" || text.contains("//");
+    if masked { masked_url(&text).into() } else { text.into() }
+}
+
 /// The merged values, and the problems so far.
 pub(super) struct Reader {
     values: BTreeMap<String, Value>,
