@@ -1,14 +1,19 @@
-//! Where the log goes: to stderr, one line an event, coloured only on a terminal.
+//! Where the log goes: to stderr, one line an event, coloured only on a terminal, without an instant of its own where
+//! stderr is systemd's journal, which writes one.
 //!
 //! Guarantees that a library's debug log is never enabled by a level alone: lettre's holds mail addresses and the
 //! credentials of the SMTP conversation, sqlx's holds statements. Only a filter that names the library asks for it.
 //! Relies on [`validate`] having seen the level when the configuration was read.
 
+use std::fs::File;
 use std::io::IsTerminal;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// Libraries that stay at warnings unless a filter names them.
 const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
@@ -21,7 +26,19 @@ pub fn init(level: &str) {
     let stderr = std::io::stderr;
     let colour = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
-    tracing::subscriber::set_global_default(subscriber(filter, colour, stderr)).ok();
+    if is_journal(stderr().as_fd()) {
+        tracing::subscriber::set_global_default(subscriber(filter, colour, (), stderr)).ok();
+    } else {
+        tracing::subscriber::set_global_default(subscriber(filter, colour, SystemTime, stderr)).ok();
+    }
+}
+
+/// Whether systemd connected this stream to its journal: `JOURNAL_STREAM` names its device and inode (systemd.exec(5)). A
+/// child of a service inherits the variable, and may have its stderr elsewhere.
+fn is_journal(stream: BorrowedFd<'_>) -> bool {
+    let Some(named) = std::env::var_os("JOURNAL_STREAM") else { return false };
+    let metadata = stream.try_clone_to_owned().and_then(|stream| File::from(stream).metadata());
+    metadata.is_ok_and(|metadata| *named == *format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
 /// Whether `level` is a level (`error`, `warn`, `info`, `debug`, `trace`) or a tracing filter.
@@ -32,11 +49,13 @@ pub fn validate(level: &str) -> Result<(), String> {
     filter(level).map(|_| ())
 }
 
-fn subscriber<W>(filter: EnvFilter, colour: bool, writer: W) -> impl tracing::Subscriber
+fn subscriber<T, W>(filter: EnvFilter, colour: bool, time: T, writer: W) -> impl tracing::Subscriber
 where
+    T: FormatTime + Send + Sync + 'static,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    tracing_subscriber::fmt().compact().with_env_filter(filter).with_ansi(colour).with_writer(writer).finish()
+    let lines = tracing_subscriber::fmt().compact().with_timer(time).with_env_filter(filter);
+    lines.with_ansi(colour).with_writer(writer).finish()
 }
 
 /// What a plain level means: that level for ourselves, and at most warnings for everything else.
@@ -105,7 +124,7 @@ mod tests {
     fn logged(level: &str) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let subscriber = subscriber(filter(level).unwrap(), false, move || writer.clone());
+        let subscriber = subscriber(filter(level).unwrap(), false, SystemTime, move || writer.clone());
         tracing::subscriber::with_default(subscriber, || {
             macro_rules! speak {
                 ($target:literal) => {

@@ -528,3 +528,23 @@ fn a_mail_is_no_wider_than_people_read() {
         assert!(line.chars().count() <= 78, "{} characters: {line}", line.chars().count());
     }
 }
+
+/// Where stderr is the journal, its lines have one instant, the journal's. A child of a service has the variable, too.
+#[test]
+fn lines_for_the_journal_have_no_instant_of_their_own() {
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    place.configure("[mail]\ntransport = \"maildir\"\nfrom = \"a@example.org\"\n[mail.maildir]\npath = \"mail\"\n");
+    for (shift, begins_with_level) in [(0, true), (1, false)] {
+        let log = std::fs::File::create(place.path("log")).expect("a file");
+        let metadata = log.metadata().expect("the file");
+        let mut command = place.bare(["--config", "lapsed.toml", "run", "--once"]);
+        command.env("JOURNAL_STREAM", format!("{}:{}", metadata.dev(), metadata.ino() + shift));
+        let status = command.stdout(std::process::Stdio::null()).stderr(log).status().expect("the program");
+        assert!(status.success());
+        let log = std::fs::read_to_string(place.path("log")).expect("the log");
+        let line = log.lines().find(|line| line.contains("the store is open")).expect(&log);
+        assert_eq!(line.trim_start().starts_with("INFO "), begins_with_level, "{line}");
+        assert_eq!(line.starts_with("20"), !begins_with_level, "{line}");
+    }
+}
