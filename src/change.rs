@@ -120,6 +120,7 @@ pub fn rotate(
             old.ended_at = None;
             let end = now.checked_add_signed(grace).unwrap_or(Timestamp::MAX_UTC);
             old.expires_at = Some(old.expires_at.map_or(end, |expires_at| expires_at.min(end)));
+            mark_unplanned(&mut old, now);
         } else {
             old.status = Status::Revoked;
             old.ended_at = Some(now);

@@ -48,16 +48,16 @@ const ANY: &str = "";
 /// What each statement promises. The primary key of a table is `TABLE_pkey`, as PostgreSQL calls it.
 const PROMISES: &[Expected] = &[
     // expire
-    by("expires_at IS NOT NULL AND expires_at <= ", "tokens_deadline", &["expires_at"]),
+    by("WHERE unplanned AND status = 'active' AND expires_at <= $1", "tokens_unplanned", &["expires_at"]),
     by("SET status = 'expired'", ANY, &["id"]),
     by("ended_at > ", "tokens_ended", &["ended_at"]),
     by("SET status = 'active'", "tokens_pkey", &["bucket", "id"]),
     // remind
-    by("WHERE unplanned", "tokens_unplanned", &[]),
-    by("AND (expires_at, id) > ", "tokens_deadline", &["expires_at"]),
+    by("WHERE unplanned AND status = 'active' AND expires_at > $1", "tokens_unplanned", &["expires_at"]),
     by("WHERE t.status = 'active' AND t.generation", ANY, &["id"]),
     by("SET unplanned = ", "tokens_pkey", &["bucket", "id"]),
     // both
+    by("AND (expires_at, id) > ", "tokens_deadline", &["expires_at"]),
     by("JOIN owner_contacts oc ON", "owner_contacts_pkey", &["bucket", "owner_id"]),
     by("WHERE c.suppressed_at IS NULL", "contacts_pkey", &["bucket", "id"]),
     // deliver

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{Outcome, output};
 use crate::clock::{Clock, Timestamp};
+use crate::policy::Lead;
 use crate::store::Store;
 use crate::store::accounts::TokenCounts;
 use crate::store::jobs::JobRecord;
@@ -36,7 +37,9 @@ impl Status {
         let oldest = store.oldest_waiting().await?;
         let last_sent = store.last_sent().await?;
         let jobs = store.job_records().await?;
-        let mut watermarks: Vec<_> = store.watermarks().await?.into_iter().collect();
+        // Not that of the deadlines themselves, which is only where `expire` goes on.
+        let mut watermarks: Vec<_> =
+            store.watermarks().await?.into_iter().filter(|(lead, _)| *lead != Lead::EXPIRED).collect();
         watermarks.sort_by_key(|(lead, _)| std::cmp::Reverse(*lead));
         if self.format == Format::Json {
             let tokens: serde_json::Map<String, Value> =

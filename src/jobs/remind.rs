@@ -21,14 +21,16 @@ pub const NAME: &str = "remind";
 /// When the store fails or the lease was lost; nothing of the page is written then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
     let widest = rules.policy.leads().first().copied();
-    let marked = store.unplanned(rules.batch).await?;
+    let marked = store.unplanned(now, rules.batch).await?;
     if !marked.is_empty() {
         let did = write(store, lease, rules, now, &marked, widest.unwrap_or(Lead::EXPIRED), Progress::Planned).await?;
         return Ok(Outcome { did, more: true });
     }
     let watermarks = store.watermarks().await?;
-    if watermarks.keys().any(|lead| !rules.policy.leads().contains(lead)) {
-        store.keep_watermarks(lease, rules.policy.leads(), now).await?;
+    // Lead 0 is the watermark of `expire`.
+    let kept: Vec<Lead> = rules.policy.leads().iter().copied().chain([Lead::EXPIRED]).collect();
+    if watermarks.keys().any(|lead| !kept.contains(lead)) {
+        store.keep_watermarks(lease, &kept, now).await?;
     }
     for lead in rules.policy.leads() {
         let known = watermarks.get(lead).filter(|watermark| watermark.instant <= now);
@@ -55,7 +57,8 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     Ok(Outcome { did: Written::default(), more: false })
 }
 
-/// Makes the next steps read every lead's whole window against the ledger. That heals what watermarks cannot see: rows
+/// Makes the next steps read every lead's whole window against the ledger, and `expire` look for whatever is active past
+/// its deadline. That heals what watermarks cannot see: rows
 /// written by hand, restored backups, and a clock that leapt ahead and came back while no daemon ran.
 ///
 /// # Errors

@@ -153,7 +153,9 @@ pub(super) fn long_ended<'a>(run: &ImportRun, row: &'a ImportRow) -> Option<(i16
         Expires::Never | Expires::In(_) => None,
     });
     let (key, id) = (row.owner_key.as_str(), row.external_id.as_str());
-    (ended_at? < run.ended_before).then(|| (Bucket::of(key).column(), key, id))
+    // Before 1970 nothing ended: that is a mistake, which is told as one.
+    let long_ago = (Timestamp::UNIX_EPOCH..run.ended_before).contains(&ended_at?);
+    long_ago.then(|| (Bucket::of(key).column(), key, id))
 }
 
 /// Parts a batch into the rows to import and, for each row, whether it is one of them. Nothing comes of a row whose token

@@ -149,17 +149,23 @@ pub struct Facts {
 
 /// Finding what is due, and writing what was decided.
 pub trait Planning {
-    /// Active tokens whose deadline has passed, earliest first.
+    /// Active tokens that are marked unplanned and whose deadline has passed, earliest first.
     ///
     /// # Errors
     /// When the store fails.
-    fn past_deadline(&self, now: Timestamp, limit: u32) -> impl Future<Output = Result<Vec<Candidate>>> + Send;
+    fn overdue(&self, now: Timestamp, limit: u32) -> impl Future<Output = Result<Vec<Candidate>>> + Send;
 
-    /// Marks tokens expired and writes their notices. Tokens that changed since they were read stay as they are.
+    /// Marks tokens expired and writes their notices, and up to where that dealt with lead 0. Tokens that changed since
+    /// they were read stay as they are.
     ///
     /// # Errors
     /// [`Error::LostLease`](super::Error::LostLease), with nothing written.
-    fn expire(&self, lease: &Lease, decided: Decided<'_>) -> impl Future<Output = Result<Written>> + Send;
+    fn expire(
+        &self,
+        lease: &Lease,
+        decided: Decided<'_>,
+        reached: Option<Watermark>,
+    ) -> impl Future<Output = Result<Written>> + Send;
 
     /// Makes tokens active again that a wrong clock expired before their deadline, `limit` at most. Each counts a new
     /// generation: what was written about it is no longer true, and its reminders are owed anew.
@@ -168,14 +174,14 @@ pub trait Planning {
     /// [`Error::LostLease`](super::Error::LostLease), with nothing written.
     fn revive(&self, lease: &Lease, now: Timestamp, limit: u32) -> impl Future<Output = Result<u64>> + Send;
 
-    /// Active tokens that are marked unplanned, earliest deadline first.
+    /// Active tokens that are marked unplanned and whose deadline lies ahead, earliest first.
     ///
     /// # Errors
     /// When the store fails.
-    fn unplanned(&self, limit: u32) -> impl Future<Output = Result<Vec<Candidate>>> + Send;
+    fn unplanned(&self, now: Timestamp, limit: u32) -> impl Future<Output = Result<Vec<Candidate>>> + Send;
 
-    /// Active tokens whose reminder at this lead fell due after the watermark and at or before `now`, in the order of
-    /// watermarks.
+    /// Active tokens whose reminder at this lead (at lead 0: whose deadline) fell due after the watermark and at or before
+    /// `now`, in the order of watermarks.
     ///
     /// # Errors
     /// When the store fails.
@@ -210,7 +216,7 @@ pub trait Planning {
     /// When the store fails.
     fn watermarks(&self) -> impl Future<Output = Result<HashMap<Lead, Watermark>>> + Send;
 
-    /// Forgets the watermarks of all leads but these.
+    /// Forgets the watermarks of all leads but these, lead 0 included.
     ///
     /// # Errors
     /// [`Error::LostLease`](super::Error::LostLease), with nothing written.

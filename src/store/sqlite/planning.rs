@@ -119,13 +119,28 @@ async fn open_messages(
     Ok(())
 }
 
+/// Writes up to where a lead has been dealt with.
+async fn move_watermark(tx: &mut Transaction<'_, Lite>, lead: Lead, watermark: Watermark) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, $1, $2, $3) \
+         ON CONFLICT (bucket, lead) DO UPDATE \
+         SET instant = excluded.instant, token_id = excluded.token_id",
+    )
+    .bind(lead.seconds())
+    .bind(At(watermark.instant))
+    .bind(watermark.token)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
 impl Planning for Sqlite {
-    async fn past_deadline(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
-        // Index tokens_deadline.
+    async fn overdue(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
+        // Index tokens_unplanned.
         let rows: Vec<CandidateRow> = sqlx::query_as(
             "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
              FROM tokens \
-             WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at <= $1 \
+             WHERE unplanned AND status = 'active' AND expires_at <= $1 \
              ORDER BY expires_at, id \
              LIMIT $2",
         )
@@ -136,7 +151,7 @@ impl Planning for Sqlite {
         row::all(rows)
     }
 
-    async fn expire(&self, lease: &Lease, decided: Decided<'_>) -> Result<Written> {
+    async fn expire(&self, lease: &Lease, decided: Decided<'_>, reached: Option<Watermark>) -> Result<Written> {
         let mut tx = self.begin().await?;
         hold(&mut tx, lease, decided.now).await?;
         let expired: Vec<(Uuid,)> = sqlx::query_as(
@@ -155,6 +170,9 @@ impl Planning for Sqlite {
             reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
         }
         let written = write_reminders(&mut tx, &reminders, decided.now, decided.not_before).await?;
+        if let Some(reached) = reached {
+            move_watermark(&mut tx, Lead::EXPIRED, reached).await?;
+        }
         tx.commit().await?;
         Ok(Written { tokens: expired.len() as u64, ..written })
     }
@@ -191,15 +209,16 @@ impl Planning for Sqlite {
         Ok(revived.rows_affected())
     }
 
-    async fn unplanned(&self, limit: u32) -> Result<Vec<Candidate>> {
+    async fn unplanned(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         // Index tokens_unplanned.
         let rows: Vec<CandidateRow> = sqlx::query_as(
             "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
              FROM tokens \
-             WHERE unplanned AND status = 'active' AND expires_at IS NOT NULL \
+             WHERE unplanned AND status = 'active' AND expires_at > $1 \
              ORDER BY expires_at, id \
-             LIMIT $1",
+             LIMIT $2",
         )
+        .bind(At(now))
         .bind(i64::from(limit))
         .fetch_all(&self.readers)
         .await?;
@@ -286,16 +305,7 @@ impl Planning for Sqlite {
                 written.tokens = cleared.rows_affected();
             }
             Progress::Reached(lead, watermark) => {
-                sqlx::query(
-                    "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, $1, $2, $3) \
-                     ON CONFLICT (bucket, lead) DO UPDATE \
-                     SET instant = excluded.instant, token_id = excluded.token_id",
-                )
-                .bind(lead.seconds())
-                .bind(At(watermark.instant))
-                .bind(watermark.token)
-                .execute(&mut *tx)
-                .await?;
+                move_watermark(&mut tx, lead, watermark).await?;
             }
         }
         tx.commit().await?;
