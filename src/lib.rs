@@ -19,6 +19,7 @@
 //! - [`token`]: the words of the domain, as plain data.
 //! - [`policy`]: which reminders are owed, and when. [`change`]: what may be done to a token. Both are pure.
 //! - [`store`]: SQLite and PostgreSQL behind one contract; the only code that speaks SQL.
+//! - [`verify`](mod@verify): the gate, which asks the store and the clock at every call.
 //! - [`mail`]: from a message to what the mail server answered, and what that means.
 //! - [`jobs`]: one step function each, which tests call directly.
 //! - [`service`]: the loops around the jobs, start and stop.
@@ -32,6 +33,7 @@ pub mod policy;
 pub mod change;
 pub mod expires;
 pub mod store;
+pub mod verify;
 pub mod import;
 pub mod mail;
 pub mod jobs;

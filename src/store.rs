@@ -22,6 +22,7 @@ mod row;
 mod sqlite;
 
 use std::future::Future;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -39,6 +40,12 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
 pub trait Store: Accounts + Imports + Planning + Outbox + Jobs + Clone + Send + Sync + 'static {
+    /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
+    const BATCH: u32;
+
+    /// How long a pass leaves the store alone after each step.
+    const GAP: Duration;
+
     /// What the store's own clock says; `None` where it is the host's.
     ///
     /// # Errors

@@ -58,41 +58,53 @@ pub async fn fill<P: Place>(shape: &Shape) -> P {
     let token = P::Sql::id(TOKEN, "i", &owner_bucket);
     let message = P::Sql::id(MESSAGE, "i", &contact_bucket);
     let (expires_at, hash) = (at::<P>(&format!("({deadline})")), P::hash("i"));
-    place.client(&format!(
-        "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
+    place
+        .fill(&format!(
+            "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
          SELECT {owner_bucket}, {owner}, 'owner-' || i, 'Owner ' || i, 'UTC', 'en', {long_ago} FROM {};",
-        of(owners)
-    ));
-    place.client(&format!(
-        "INSERT INTO contacts (bucket, id, address, created_at) \
+            of(owners)
+        ))
+        .await;
+    place
+        .fill(&format!(
+            "INSERT INTO contacts (bucket, id, address, created_at) \
          SELECT {contact_bucket}, {contact}, 'contact-' || i || '@example.org', {long_ago} FROM {};",
-        of(owners)
-    ));
-    place.client(&format!(
-        "INSERT INTO owner_contacts (bucket, owner_id, contact_id) \
+            of(owners)
+        ))
+        .await;
+    place
+        .fill(&format!(
+            "INSERT INTO owner_contacts (bucket, owner_id, contact_id) \
          SELECT {owner_bucket}, {owner}, {contact} FROM {};",
-        of(owners)
-    ));
-    place.client(&format!(
-        "INSERT INTO tokens \
+            of(owners)
+        ))
+        .await;
+    place
+        .fill(&format!(
+            "INSERT INTO tokens \
              (bucket, id, owner_id, kind, description, scopes, secret_hash, hint, created_at, expires_at, \
               deadline_set_at, generation, unplanned, status) \
          SELECT {owner_bucket}, {token}, {owner}, 'additional', 'deploy key (CI)', 'repo:read', {hash}, 'x7Qa', \
                 {long_ago}, {expires_at}, {long_ago}, 0, FALSE, 'active' \
          FROM {};",
-        of(tokens)
-    ));
-    place.client(&format!(
-        "INSERT INTO messages (bucket, id, contact_id, state, not_before, attempts, lease_epoch, created_at) \
+            of(tokens)
+        ))
+        .await;
+    place
+        .fill(&format!(
+            "INSERT INTO messages (bucket, id, contact_id, state, not_before, attempts, lease_epoch, created_at) \
          SELECT {contact_bucket}, {message}, {contact}, 'open', {later}, 0, 0, {long_ago} FROM {};",
-        of(queued)
-    ));
-    place.client(&format!(
-        "INSERT INTO reminders \
+            of(queued)
+        ))
+        .await;
+    place
+        .fill(&format!(
+            "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, escalation, created_at) \
          SELECT {contact_bucket}, {token}, 0, 3888000, {contact}, {expires_at}, 'pending', FALSE, {long_ago} FROM {};",
-        of(queued)
-    ));
+            of(queued)
+        ))
+        .await;
     place.rest();
     place
 }

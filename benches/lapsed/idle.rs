@@ -11,7 +11,7 @@ use lapsed::jobs::purge::Retention;
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
 use lapsed::service::{Setup, run_once};
-use lapsed::store::Store;
+use lapsed::store::{Postgres, Store};
 
 use crate::Sizes;
 use crate::fill::{Shape, fill};
@@ -62,7 +62,7 @@ async fn after_expirations(sizes: &Sizes) -> Line {
         place.client(&format!("ALTER TABLE {table} SET (autovacuum_enabled = FALSE)"));
     }
     let store = place.open().await;
-    let mut rules = rules();
+    let mut rules = rules::<Postgres>();
     rules.hold = chrono::TimeDelta::days(1);
     expire_all(&store, &rules).await;
     store.close().await;
@@ -104,5 +104,5 @@ fn setup() -> Setup {
     let composer = Composer::new(from, None, None).expect("templates");
     let transports = vec![Transport::Memory(Memory::new())];
     let terms = Terms { fallback: None, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX };
-    Setup { schedule: settings.schedule, rules: rules(), retention, composer, transports, terms }
+    Setup { schedule: settings.schedule, rules: rules::<Postgres>(), retention, composer, transports, terms }
 }

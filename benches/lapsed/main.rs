@@ -11,6 +11,7 @@ mod program;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod verify;
 
 use place::{OnFile, OnPg};
 use table::Line;
@@ -28,7 +29,7 @@ impl Sizes {
     }
 }
 
-const ROWS: [&str; 5] = ["expire-postgres", "expire-sqlite", "remind", "idle", "import"];
+const ROWS: [&str; 6] = ["expire-postgres", "expire-sqlite", "remind", "idle", "import", "verify"];
 
 #[tokio::main]
 async fn main() {
@@ -54,6 +55,7 @@ async fn main() {
             "remind" => lines.push(planning::remind(&sizes).await),
             "idle" => lines.extend(idle::rows(&sizes).await),
             "import" => lines.push(program::import(&sizes).await),
+            "verify" => lines.push(verify::row(&sizes).await),
             "build" => lines.push(program::build()),
             other => panic!("no row {other:?}; there are {ROWS:?}"),
         }

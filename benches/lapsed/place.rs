@@ -1,10 +1,12 @@
 //! Where something is measured: a database that can be filled, copied, and spoken to by its own client.
 
+use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lapsed::store::{Postgres, Sqlite, Store};
+use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::support::backend::{OnPostgres, OnSqlite};
@@ -31,7 +33,10 @@ pub trait Place: Sized {
     /// Runs SQL in the client; returns how long the client took, start and end included.
     fn client(&self, sql: &str) -> Duration;
 
-    /// Bytes in 32, as a hash has them.
+    /// Runs SQL that fills the tables.
+    async fn fill(&self, sql: &str);
+
+    /// SQL for the hash of the secret of the token `i`: 32 bytes that tell nothing of their order.
     fn hash(i: &str) -> String;
 
     /// Brings the database to rest after a fill: analysed, and nothing left to write.
@@ -40,6 +45,22 @@ pub trait Place: Sized {
 
 /// PostgreSQL, in the cluster that `benches/run` started.
 pub struct OnPg(pub Database);
+
+impl OnPg {
+    /// A client of PostgreSQL. The password stays out of the list of processes.
+    pub fn command(&self, program: &str) -> Command {
+        let parts = self.0.url.strip_prefix("postgres://").and_then(|rest| {
+            let (login, place) = rest.split_once('@')?;
+            let (host, name) = place.split_once('/')?;
+            Some((login.split_once(':')?, host.split_once(':')?, name))
+        });
+        let ((user, password), (host, port), name) = parts.expect("a URL as the tests make it");
+        let mut command = Command::new(program);
+        command.env("PGUSER", user).env("PGPASSWORD", password).env("PGHOST", host).env("PGPORT", port);
+        command.env("PGDATABASE", name);
+        command
+    }
+}
 
 impl Place for OnPg {
     type Sql = OnPostgres;
@@ -59,7 +80,11 @@ impl Place for OnPg {
     }
 
     fn client(&self, sql: &str) -> Duration {
-        timed(Command::new("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-c", sql]).arg(&self.0.url))
+        timed(self.command("psql").args(["-X", "-q", "-v", "ON_ERROR_STOP=1"]), sql)
+    }
+
+    async fn fill(&self, sql: &str) {
+        self.client(sql);
     }
 
     fn hash(i: &str) -> String {
@@ -103,11 +128,19 @@ impl Place for OnFile {
     }
 
     fn client(&self, sql: &str) -> Duration {
-        timed(Command::new("sqlite3").arg("-bail").arg(self.path()).arg(sql))
+        timed(Command::new("sqlite3").arg("-bail").arg(self.path()), sql)
     }
 
-    fn hash(i: &str) -> String {
-        format!("SHA3({i}, 256)")
+    /// Not in the client: its SQLite may be older than ours, and know no `UNHEX`.
+    async fn fill(&self, sql: &str) {
+        let url = format!("sqlite:{}", self.path().display());
+        let mut connection = SqliteConnection::connect(&url).await.expect("a connection");
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("the rows");
+        connection.close().await.expect("a goodbye");
+    }
+
+    fn hash(_: &str) -> String {
+        "RANDOMBLOB(32)".into()
     }
 
     fn rest(&self) {
@@ -115,11 +148,13 @@ impl Place for OnFile {
     }
 }
 
-/// Runs a program to its end, and returns how long it took.
-pub fn timed(command: &mut Command) -> Duration {
+/// Runs a program to its end on this input, and returns how long it took.
+pub fn timed(command: &mut Command, input: &str) -> Duration {
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
     let started = Instant::now();
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let took = started.elapsed();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    took
+    let mut child = command.spawn().expect("the program starts");
+    let fed = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+    let status = child.wait().expect("a child");
+    assert!(fed.is_ok() && status.success(), "{status}: {}", input.chars().take(200).collect::<String>());
+    started.elapsed()
 }

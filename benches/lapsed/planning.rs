@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::policy::{Lead, Policy};
-use lapsed::store::Store;
 use lapsed::store::planning::Written;
+use lapsed::store::{Postgres, Store};
 use uuid::Uuid;
 
 use crate::Sizes;
@@ -15,14 +15,10 @@ use crate::place::{OnPg, Place};
 use crate::table::{Line, median, rate, ratio};
 
 /// What the daemon decides by where nobody configured anything.
-pub fn rules() -> Rules {
+pub fn rules<S: Store>() -> Rules {
     let leads = [30, 7, 1].map(|days| Lead::new(TimeDelta::days(days)));
     let policy = Policy::new(leads, true, TimeDelta::days(7));
-    Rules { policy, fallback: None, hold: TimeDelta::seconds(10), batch: batch() }
-}
-
-fn batch() -> u32 {
-    std::env::var("BATCH").ok().and_then(|b| b.parse().ok()).unwrap_or(1000)
+    Rules { policy, fallback: None, hold: TimeDelta::seconds(10), batch: S::BATCH }
 }
 
 /// `due` of `tokens` are past their deadline: the oldest, each of another owner, in an order of their own.
@@ -44,7 +40,7 @@ pub async fn expire<P: Place>(sizes: &Sizes) -> Line {
         drop(place);
         let place = filled.copy().await;
         let store = place.open().await;
-        let (took, written) = expire_all(&store, &rules()).await;
+        let (took, written) = expire_all(&store, &rules::<P::Store>()).await;
         assert_eq!((written.tokens, written.pending), (due, due));
         store.close().await;
         ours.push(took);
@@ -63,7 +59,7 @@ pub async fn expire_all<S: Store>(store: &S, rules: &Rules) -> (Duration, Writte
         if !outcome.more {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(S::GAP).await;
     }
     store.finish(&lease, now(), Ok("done")).await.expect("a write");
     (started.elapsed(), total)
@@ -74,7 +70,7 @@ pub async fn remind(sizes: &Sizes) -> Line {
     let due = sizes.of(1_000_000);
     let deadline = format!("86400 * 30 - (CAST(i AS BIGINT) * 7919 % {due}) * 86400 / {due}");
     let filled: OnPg = fill(&Shape { owners: due, tokens: due, deadline, queued: 0 }).await;
-    for lead in rules().policy.leads() {
+    for lead in rules::<Postgres>().policy.leads() {
         filled.client(&format!(
             "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, {}, {}, '{}')",
             lead.seconds(),
@@ -104,7 +100,7 @@ pub async fn remind(sizes: &Sizes) -> Line {
 }
 
 async fn remind_all<S: Store>(store: &S) -> (Duration, Written) {
-    let rules = rules();
+    let rules = rules::<S>();
     let started = Instant::now();
     let lease = store.lease(remind::NAME, Uuid::from_u128(1), now()).await.expect("a read").expect("a lease");
     let mut total = Written::default();
@@ -114,7 +110,7 @@ async fn remind_all<S: Store>(store: &S) -> (Duration, Written) {
         if !outcome.more {
             break;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(S::GAP).await;
     }
     store.finish(&lease, now(), Ok("done")).await.expect("a write");
     (started.elapsed(), total)

@@ -118,7 +118,7 @@ pub fn build() -> Line {
     let directory = TempDir::new().expect("a temporary directory");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--release", "--locked", "--target-dir"]).arg(directory.path());
-    let took = timed(&mut cargo).as_secs();
+    let took = timed(&mut cargo, "").as_secs();
     let binary: PathBuf = directory.path().join("release/lapsed");
     let size = std::fs::metadata(binary).expect("a binary").len() as f64 / 1e6;
     Line {

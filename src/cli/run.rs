@@ -25,9 +25,6 @@ use crate::token::Address;
 /// How long a message waits, once opened, for what the same pass still has to say.
 const HOLD: TimeDelta = TimeDelta::seconds(10);
 
-/// How many tokens a planning step looks at. SQLite is locked for its writers meanwhile, so the step is short.
-const BATCH: u32 = 1_000;
-
 /// `lapsed run`
 #[derive(Debug, Args)]
 pub struct Run {
@@ -89,7 +86,7 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     };
     // Leads of seconds are for trying things out: a message must not wait until it is no longer true.
     let shortest = policy.leads().last().map_or(HOLD, |lead| lead.span() / 4);
-    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: BATCH };
+    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH };
     let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
     Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms })
 }

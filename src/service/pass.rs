@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +15,6 @@ use crate::jobs::{Outcome, Rules, expire, purge, remind};
 use crate::schedule::Cron;
 use crate::store::jobs::Lease;
 use crate::store::{Error, Result, Store};
-
-/// How long a pass leaves the store alone after each step. SQLite's locks are not fair: without a gap, other processes
-/// would hardly get to write while a long pass goes on.
-const GAP: Duration = Duration::from_millis(5);
 
 /// The name under which reconcile passes are recorded.
 const RECONCILE: &str = "reconcile";
@@ -140,7 +136,7 @@ impl<S: Store> Planner<S> {
             if tally.get("reminders") > opened {
                 self.opened.notify_one();
             }
-            tokio::time::sleep(GAP).await;
+            tokio::time::sleep(S::GAP).await;
         }
         if tally.get("reminders") > 0 {
             self.opened.notify_one();

@@ -5,7 +5,7 @@
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
 
 /// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
-/// `begin_long_read()` and `reader()`.
+/// `begin_long_read()`, `reader()` and, for a write of one statement, `writer()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
         impl Accounts for $store {
@@ -428,7 +428,6 @@ macro_rules! common_operations {
             }
 
             async fn record_use(&self, id: TokenId, now: Timestamp, unless_since: Timestamp) -> Result<()> {
-                let mut tx = self.begin().await?;
                 sqlx::query(
                     "UPDATE tokens SET last_used_at = $3 \
                      WHERE bucket = $1 AND id = $2 AND (last_used_at IS NULL OR last_used_at < $4)",
@@ -437,9 +436,8 @@ macro_rules! common_operations {
                 .bind(id.uuid())
                 .bind(At(now))
                 .bind(At(unless_since))
-                .execute(&mut *tx)
+                .execute(self.writer())
                 .await?;
-                tx.commit().await?;
                 Ok(())
             }
 
@@ -465,8 +463,8 @@ macro_rules! common_operations {
 
         impl Jobs for $store {
             async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
-                let mut tx = self.begin().await?;
-                let epoch: Option<(i64,)> = sqlx::query_as(
+                // All rows: only at the end of the statement is it committed.
+                let epoch: Vec<(i64,)> = sqlx::query_as(
                     "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at) \
                      VALUES (0, $1, $2, 1, $3, $4) \
                      ON CONFLICT (bucket, name) DO UPDATE \
@@ -481,10 +479,9 @@ macro_rules! common_operations {
                 .bind(At(now))
                 // No sound clock gives a lease that lasts so long; the epoch fences whoever took it on a wrong one.
                 .bind(At(now + LEASE * 2))
-                .fetch_optional(&mut *tx)
+                .fetch_all(self.writer())
                 .await?;
-                tx.commit().await?;
-                Ok(epoch.map(|(epoch,)| Lease { job, holder, epoch }))
+                Ok(epoch.first().map(|(epoch,)| Lease { job, holder, epoch: *epoch }))
             }
 
             async fn finish(
@@ -493,7 +490,6 @@ macro_rules! common_operations {
                 now: Timestamp,
                 outcome: std::result::Result<&str, &str>,
             ) -> Result<()> {
-                let mut tx = self.begin().await?;
                 sqlx::query(
                     "UPDATE jobs \
                      SET lease_until = $4, finished_at = $4, error = $5, report = COALESCE($6, report) \
@@ -505,9 +501,8 @@ macro_rules! common_operations {
                 .bind(At(now))
                 .bind(outcome.err())
                 .bind(outcome.ok())
-                .execute(&mut *tx)
+                .execute(self.writer())
                 .await?;
-                tx.commit().await?;
                 Ok(())
             }
 

@@ -117,6 +117,10 @@ impl Sqlite {
         Ok(self.readers.begin().await?)
     }
 
+    fn writer(&self) -> &SqlitePool {
+        &self.writer
+    }
+
     fn reader(&self) -> &SqlitePool {
         &self.readers
     }
@@ -143,6 +147,11 @@ fn opening(error: sqlx::Error, path: &Path) -> Error {
 }
 
 impl Store for Sqlite {
+    /// All writers wait meanwhile, so the step is short.
+    const BATCH: u32 = 1_000;
+    /// The locks are not fair: without a gap, other processes would hardly get to write while a long pass goes on.
+    const GAP: Duration = Duration::from_millis(5);
+
     async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {
         Ok(None)
     }
