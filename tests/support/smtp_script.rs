@@ -18,7 +18,10 @@ use std::{
     collections::HashMap,
     io,
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,6 +33,9 @@ use tokio::{
 };
 
 use super::{Stored, address_of};
+
+/// Between two pieces of a slow reply.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long [`Server::reached`] waits.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,6 +70,10 @@ pub enum Action {
     Close,
     /// Takes the message, then closes without a word: the client cannot know. Elsewhere than at [`Phase::Dot`] it is `Close`.
     TakeAndClose,
+    /// Takes the message, then says this and closes. For [`Phase::Dot`].
+    TakeAndSay(String),
+    /// Sends this reply in small pieces, with pauses between them.
+    Slowly(String),
     /// Says nothing until [`Server::release`], or for ever; then goes on as if there were no rule.
     Stall,
 }
@@ -81,6 +91,7 @@ type Decide = Box<dyn FnMut(&str) -> Option<Action> + Send>;
 pub struct Script {
     extensions: Vec<String>,
     rules: Vec<(Phase, Decide)>,
+    asks_anyway: bool,
 }
 
 impl Script {
@@ -97,6 +108,13 @@ impl Script {
     /// Offers an extension, as EHLO lists it: `8BITMIME`, `SIZE 1000`.
     pub fn extension(mut self, line: &str) -> Script {
         self.extensions.push(line.to_owned());
+        self
+    }
+
+    /// Answers DATA with 354 also where no recipient was accepted (RFC 2920, section 3.1 speaks of such servers), and
+    /// refuses what comes then.
+    pub fn asks_for_content_anyway(mut self) -> Script {
+        self.asks_anyway = true;
         self
     }
 
@@ -133,6 +151,8 @@ impl Script {
         let shared = Arc::new(Shared {
             extensions: self.extensions,
             rules: Mutex::new(self.rules),
+            asks_anyway: self.asks_anyway,
+            ahead: AtomicUsize::new(0),
             accepted: Mutex::default(),
             commands: Mutex::default(),
             reached: watch::Sender::default(),
@@ -164,6 +184,11 @@ impl Server {
     /// Every command line of every connection, without line ends, in the order of arrival.
     pub fn commands(&self) -> Vec<String> {
         lock(&self.shared.commands).clone()
+    }
+
+    /// How many commands were there before the reply to the command ahead of them was sent.
+    pub fn ahead(&self) -> usize {
+        self.shared.ahead.load(Ordering::SeqCst)
     }
 
     /// How often a phase was reached so far; for [`Phase::Connect`], the number of connections.
@@ -199,6 +224,8 @@ impl Drop for Server {
 struct Shared {
     extensions: Vec<String>,
     rules: Mutex<Vec<(Phase, Decide)>>,
+    asks_anyway: bool,
+    ahead: AtomicUsize,
     accepted: Mutex<Vec<Stored>>,
     commands: Mutex<Vec<String>>,
     reached: watch::Sender<HashMap<Phase, usize>>,
@@ -252,6 +279,9 @@ impl Conversation {
             lock(&self.shared.commands).push(line.clone());
             let verb = line.split([' ', ':']).next().unwrap_or("");
             let verb = verb.to_ascii_uppercase();
+            if !self.stream.buffer().is_empty() {
+                self.shared.ahead.fetch_add(1, Ordering::SeqCst);
+            }
             if !self.stream.buffer().is_empty() && !self.may_be_followed(&verb) {
                 let text = format!("554 5.5.0 {verb} must be the last of its group");
                 return self.say(&text).await;
@@ -323,6 +353,10 @@ impl Conversation {
     /// DATA, and what follows up to the final dot.
     async fn data(&mut self, line: &str) -> io::Result<Next> {
         match &self.envelope {
+            None if self.shared.asks_anyway => return self.data_for_nobody().await,
+            Some(envelope) if self.shared.asks_anyway && envelope.rcpt_to.is_empty() => {
+                return self.data_for_nobody().await;
+            }
             None => return self.refuse("503 5.5.1 DATA without MAIL").await,
             Some(envelope) if envelope.rcpt_to.is_empty() => {
                 return self.refuse("554 5.5.1 no valid recipients").await;
@@ -348,14 +382,28 @@ impl Conversation {
         let action = self.decide(Phase::Dot, &content).await;
         // Recorded before the reply: who has read the reply finds the message.
         let taken = match &action {
-            None | Some(Action::TakeAndClose) => true,
-            Some(Action::Reply(text) | Action::ReplyAndClose(text)) => text.starts_with('2'),
+            None | Some(Action::TakeAndClose | Action::TakeAndSay(_)) => true,
+            Some(Action::Reply(text) | Action::ReplyAndClose(text) | Action::Slowly(text)) => text.starts_with('2'),
             Some(Action::Close | Action::Stall) => false,
         };
         if taken {
             lock(&self.shared.accepted).push(message);
         }
         self.perform(action, "250 2.0.0 taken").await
+    }
+
+    /// Asks for the content of a message that has no recipient, and refuses it.
+    async fn data_for_nobody(&mut self) -> io::Result<Next> {
+        self.say("354 go ahead").await?;
+        let mut lines = 0;
+        while let Some(line) = self.read_line().await? {
+            if line == b"." {
+                let text = format!("554 5.5.1 no valid recipients for {lines} lines");
+                return self.refuse(&text).await;
+            }
+            lines += 1;
+        }
+        Ok(Next::Close)
     }
 
     /// Asks the rules, and does what they say, or sends `accept`.
@@ -381,7 +429,17 @@ impl Conversation {
         let (text, close) = match action {
             None | Some(Action::Stall) => (accept.to_owned(), false),
             Some(Action::Reply(text)) => (text, false),
-            Some(Action::ReplyAndClose(text)) => (text, true),
+            Some(Action::ReplyAndClose(text) | Action::TakeAndSay(text)) => (text, true),
+            Some(Action::Slowly(text)) => {
+                let (first, rest) = text.split_at(text.len() / 2);
+                for piece in [first, rest] {
+                    self.stream.write_all(piece.as_bytes()).await?;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                let accepted = text.starts_with(['2', '3']);
+                self.say("").await?;
+                return Ok(if accepted { Next::Accepted } else { Next::Refused });
+            }
             Some(Action::Close | Action::TakeAndClose) => return Ok(Next::Close),
         };
         self.say(&text).await?;

@@ -58,7 +58,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             } else if happened.refused_at_mail() {
                 let id = attempt.message.id;
                 match self.refused.replace(id) {
-                    Some(before) if before != id => {
+                    // While the server is known to refuse everybody, the same message shows nothing new.
+                    Some(before) if before != id || self.pause.is_on() => {
                         judged.extend(self.suspect.take().map(|suspect| (suspect, true)));
                         judged.push((attempt, true));
                     }
