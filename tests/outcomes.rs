@@ -19,7 +19,15 @@ use support::world::{World, days};
 /// Short where a server says nothing, so that a test does not wait for minutes.
 fn options(server: &Server, connections: usize) -> config::Smtp {
     let short = Duration::from_secs(2);
-    let timeouts = Timeouts { hello: short, mail: short, rcpt: short, data: short, dot: short, ..Timeouts::default() };
+    let timeouts = Timeouts {
+        hello: short,
+        mail: short,
+        rcpt: short,
+        data: short,
+        content: short,
+        dot: short,
+        ..Timeouts::default()
+    };
     config::Smtp { connections, timeouts, ..config::Smtp::plain("127.0.0.1", server.port()) }
 }
 
@@ -329,6 +337,8 @@ async fn a_server_that_refuses_everybody_at_mail_touches_no_message() {
         for _ in 0..4 {
             assert_eq!(world.deliver(&mut deliverer).await.failed, 0);
             assert!(deliverer.is_paused(), "{connections}");
+            let job = "SELECT COUNT(*) FROM jobs WHERE name = 'deliver' AND error LIKE '%you are not welcome%'";
+            assert_eq!(world.backend.count(job).await, 1, "status tells");
             world.clock.advance(TimeDelta::minutes(6));
         }
         let moved = "SELECT COUNT(*) FROM messages WHERE attempts > 0 OR state NOT IN ('open', 'retry')";
@@ -341,6 +351,8 @@ async fn a_server_that_refuses_everybody_at_mail_touches_no_message() {
         }
         assert_eq!(sent, 3, "none was given up, and the fallback is told of none");
         assert!(!deliverer.is_paused());
+        let job = "SELECT COUNT(*) FROM jobs WHERE name = 'deliver' AND error IS NULL";
+        assert_eq!(world.backend.count(job).await, 1, "status tells");
     }
 }
 

@@ -1,5 +1,3 @@
 -- How often nobody knew whether a message had been delivered, and how often who had claimed it never said.
 ALTER TABLE messages ADD COLUMN unknown_outcomes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE messages ADD COLUMN lost_claims INTEGER NOT NULL DEFAULT 0;
--- When the last message that tells the fallback of others was claimed: there is one a day.
-ALTER TABLE contacts ADD COLUMN escalated_at TIMESTAMPTZ;

@@ -121,6 +121,8 @@ pub struct Deliverer<S, C> {
     ended: Vec<Attempt>,
     /// Refused at MAIL: what that means is seen from the message that comes next.
     suspect: Option<Attempt>,
+    /// What the store was last told that delivery waits for.
+    told: Option<String>,
     /// The message that was refused at MAIL last, while none has got past it since.
     refused: Option<MessageId>,
 }
@@ -141,6 +143,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             pause: Pause::default(),
             ended: Vec::new(),
             suspect: None,
+            told: None,
             refused: None,
             terms,
         }
@@ -162,6 +165,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
         let did = self.record_ended().await?;
         self.begin().await?;
+        self.tell_status().await?;
         let more = !self.ended.is_empty() || (!self.nothing_due && self.room(self.clock.now()) > 0);
         Ok(Outcome { did, more })
     }

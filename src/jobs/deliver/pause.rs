@@ -37,6 +37,8 @@ pub(super) struct Pause {
     /// The server takes the sessions that there are, and no more of them.
     further: Option<Wait>,
     stopped: bool,
+    /// In words, while everybody is refused.
+    why: Option<String>,
 }
 
 impl Pause {
@@ -55,6 +57,11 @@ impl Pause {
         self.further.is_some_and(|wait| wait.lasts(now))
     }
 
+    /// Why delivery pauses.
+    pub(super) fn why(&self) -> Option<&str> {
+        self.why.as_deref()
+    }
+
     /// When the server is asked again whether it still refuses everybody.
     pub(super) fn until(&self) -> Option<Timestamp> {
         self.everybody.map(|wait| wait.until)
@@ -67,7 +74,8 @@ impl Pause {
 
     /// The server refuses everybody. Returns until when to wait, unless it is waited already: several sessions may find
     /// out at once.
-    pub(super) fn refused(&mut self, refused: Refused, now: Timestamp) -> Option<Timestamp> {
+    pub(super) fn refused(&mut self, refused: Refused, now: Timestamp, reply: &str) -> Option<Timestamp> {
+        self.why = Some(format!("delivery pauses, because the mail server refuses everybody: {reply}"));
         wait(&mut self.everybody, refused, now)
     }
 
@@ -92,6 +100,7 @@ impl Pause {
 
     fn lift(&mut self) {
         self.everybody = None;
+        self.why = None;
         tracing::info!("the mail server answers again: delivery goes on");
     }
 }
@@ -118,23 +127,24 @@ mod tests {
         let mut now = DateTime::from_timestamp(1_800_000_000, 0).expect("in range");
         let mut waits = Vec::new();
         for _ in 0..9 {
-            let until = pause.refused(Refused::BeforeMail, now).expect("a new wait");
-            assert_eq!(pause.refused(Refused::BeforeMail, now), None, "known already");
+            let until = pause.refused(Refused::BeforeMail, now, "421 no").expect("a new wait");
+            assert_eq!(pause.refused(Refused::BeforeMail, now, "421 no"), None, "known already");
             assert!(pause.waits(now) && !pause.waits(until));
             waits.push((until - now).num_seconds());
             now = until;
         }
         assert_eq!(waits, [5, 10, 20, 40, 80, 160, 300, 300, 300]);
         assert!(!pause.waits(now - TimeDelta::days(1)), "the clock went back");
+        assert!(pause.why().is_some_and(|why| why.contains("421 no")));
         pause.opened();
-        assert!(!pause.is_on());
+        assert!(!pause.is_on() && pause.why().is_none());
     }
 
     #[test]
     fn a_server_that_refuses_at_mail_must_take_a_message() {
         let mut pause = Pause::default();
         let now = DateTime::from_timestamp(1_800_000_000, 0).expect("in range");
-        pause.refused(Refused::AtMail, now);
+        pause.refused(Refused::AtMail, now, "550 no");
         pause.opened();
         assert!(pause.is_on());
         pause.got_past_mail();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::attempt::{Attempt, Said};
 use super::pause::Refused;
-use super::{Delivered, Deliverer};
+use super::{Delivered, Deliverer, NAME};
 use crate::clock::Clock;
 use crate::mail::outcome::{Next, Tried, decide};
 use crate::policy::Reason;
@@ -192,6 +192,22 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
     }
 
+    /// Keeps in the store whether delivery pauses, for whoever asks how it goes. Of several processes the last one counts.
+    pub(super) async fn tell_status(&mut self) -> Result<()> {
+        let why = self.pause.why();
+        if why == self.told.as_deref() {
+            return Ok(());
+        }
+        let now = self.clock.now();
+        // Another process that tells its own at this moment is as good.
+        if let Some(lease) = self.store.lease(NAME, self.holder, now).await? {
+            let outcome = why.map_or(Ok("the mail server takes mail again"), Err);
+            self.store.finish(&lease, now, outcome).await?;
+        }
+        self.told = why.map(str::to_owned);
+        Ok(())
+    }
+
     /// The server refuses everybody; or one session more, where it has let others in.
     pub(super) fn refused_everybody(&mut self, reply: &str, refused: Refused) {
         let now = self.clock.now();
@@ -199,7 +215,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             if let Some(until) = self.pause.refused_one_more(now) {
                 tracing::warn!(reply, retry_at = %until, "the mail server takes no further session");
             }
-        } else if let Some(until) = self.pause.refused(refused, now) {
+        } else if let Some(until) = self.pause.refused(refused, now, reply) {
             tracing::warn!(reply, retry_at = %until, "the mail server refuses everybody: delivery pauses");
         }
     }
