@@ -8,6 +8,8 @@ use super::session::ASK_AFTER;
 use super::*;
 use crate::config::{Login, Proof, Timeouts, Tls};
 
+mod tls;
+
 /// One thing that the scripted server does.
 #[derive(Clone, Copy, Debug)]
 enum Step {
