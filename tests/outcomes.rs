@@ -1,10 +1,11 @@
 //! What delivery does about each thing that a mail server can do, as a table: every row at each phase where it can
 //! happen, with PIPELINING offered and not, seen from the store and from what the server received.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::backend::{Backend, OnPostgres, OnSqlite};
+use crate::support::smtp_script::{Action, Phase, Script, Server, reply};
+use crate::support::world::{World, days};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::config::{self, Timeouts};
@@ -12,9 +13,6 @@ use lapsed::jobs::deliver::Delivered;
 use lapsed::mail::smtp::Smtp;
 use lapsed::mail::transport::Transport;
 use lapsed::store::Accounts;
-use support::backend::{Backend, OnPostgres, OnSqlite};
-use support::smtp_script::{Action, Phase, Script, Server, reply};
-use support::world::{World, days};
 
 /// Short where a server says nothing, so that a test does not wait for minutes.
 fn options(server: &Server, connections: usize) -> config::Smtp {
@@ -406,7 +404,7 @@ async fn a_message_whose_sender_always_dies_is_given_up() {
 
 async fn claimed_and_dropped<B: Backend>(world: &World<B>) {
     use lapsed::store::Outbox;
-    let bucket = support::world::at("ann@example.org").bucket();
+    let bucket = crate::support::world::at("ann@example.org").bucket();
     let until = world.now() + TimeDelta::minutes(5);
     let claimed = world.store.claim(bucket, uuid::Uuid::new_v4(), world.now(), until, 1).await.expect("a claim");
     assert_eq!(claimed.len(), 1);

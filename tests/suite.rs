@@ -13,6 +13,7 @@ mod everyday;
 mod harness;
 mod imports;
 mod model;
+mod outcomes;
 mod pipeline;
 mod planning;
 mod races;
