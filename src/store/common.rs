@@ -5,7 +5,8 @@
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
 
 /// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
-/// `begin_long_read()`, `reader()` and, for a write of one statement, `writer()`.
+/// `begin_long_read()`, `reader()`, for a write of one statement `writer()`, and for
+/// what is asked most often `acquire_reader()` and `keep_reader()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
         impl Accounts for $store {
@@ -415,6 +416,7 @@ macro_rules! common_operations {
             }
 
             async fn token_by_secret(&self, bucket: Bucket, hash: &SecretHash) -> Result<Option<Token>> {
+                let mut connection = self.acquire_reader().await?;
                 let row: Option<TokenRow> = sqlx::query_as(concat!(
                     "SELECT ",
                     token_columns!(),
@@ -422,8 +424,9 @@ macro_rules! common_operations {
                 ))
                 .bind(bucket.column())
                 .bind(hash.as_slice())
-                .fetch_optional(self.reader())
+                .fetch_optional(&mut *connection)
                 .await?;
+                self.keep_reader(connection);
                 row.map(Token::try_from).transpose()
             }
 

@@ -9,11 +9,13 @@ mod outbox;
 mod planning;
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
@@ -42,7 +44,10 @@ const SESSION: &str = "SET statement_timeout = '60s'; \
      SET TimeZone = 'UTC'";
 
 /// Connections of one process.
-const CONNECTIONS: u32 = 8;
+const CONNECTIONS: u32 = 12;
+
+/// How many of them verification keeps at most; the others are for everything else.
+const KEPT: usize = 8;
 
 /// For how long after its last use a connection is given out without asking whether it is alive.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -51,7 +56,11 @@ const TRUSTED: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Postgres {
     pool: PgPool,
+    kept: Arc<Mutex<Vec<Kept>>>,
 }
+
+/// A connection that is kept out of the pool, and when it was last used.
+type Kept = (PoolConnection<sqlx::Postgres>, Instant);
 
 impl Postgres {
     /// Connects, and brings the schema up to date.
@@ -90,7 +99,7 @@ impl Postgres {
             })
             .connect_with(options)
             .await?;
-        Ok(Self { pool })
+        Ok(Self { pool, kept: Arc::default() })
     }
 
     /// On a task of its own, which outlives a caller that is dropped: sqlx forgets a BEGIN whose answer nobody waits for,
@@ -107,6 +116,29 @@ impl Postgres {
         let mut tx = self.begin().await?;
         tx.execute("SET LOCAL statement_timeout = 0").await?;
         Ok(tx)
+    }
+
+    /// A connection that a verification used a moment ago, or one of the pool.
+    async fn acquire_reader(&self) -> Result<PoolConnection<sqlx::Postgres>> {
+        let kept = self.kept().pop();
+        match kept.filter(|(_, used)| used.elapsed() < TRUSTED) {
+            Some((connection, _)) => Ok(connection),
+            None => Ok(self.pool.acquire().await?),
+        }
+    }
+
+    /// Keeps a connection for the next verification: the pool asks each that it is given back whether it is alive, which
+    /// doubles the cost of a read.
+    fn keep_reader(&self, connection: PoolConnection<sqlx::Postgres>) {
+        let mut kept = self.kept();
+        kept.retain(|(_, used)| used.elapsed() < TRUSTED);
+        if kept.len() < KEPT {
+            kept.push((connection, Instant::now()));
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn writer(&self) -> &PgPool {
@@ -129,6 +161,7 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
+        self.kept().clear();
         self.pool.close().await;
     }
 }

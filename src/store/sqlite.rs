@@ -18,6 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
@@ -115,6 +116,15 @@ impl Sqlite {
     /// For a list of any length.
     async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
         Ok(self.readers.begin().await?)
+    }
+
+    async fn acquire_reader(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// Giving it back costs no round trip here.
+    fn keep_reader(&self, connection: PoolConnection<sqlx::Sqlite>) {
+        drop(connection);
     }
 
     fn writer(&self) -> &SqlitePool {
