@@ -284,7 +284,7 @@ async fn deliver<S: Store>(
             Ok(_) => deliverer.close().await,
             Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
         },
-        () = late => tracing::warn!("messages in flight took too long: their leases end by themselves"),
+        () = late => tracing::warn!("a message in flight took too long: its lease ends by itself"),
     }
 }
 
