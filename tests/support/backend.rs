@@ -56,6 +56,15 @@ impl OnSqlite {
         self.directory.path().join(FILE)
     }
 
+    /// In memory, where the system has files that are: a test with thousands of commits does not wait for a disk.
+    pub fn in_memory() -> Self {
+        let directory = match std::env::var_os("LAPSED_TEST_MEMORY") {
+            Some(memory) => TempDir::new_in(memory),
+            None => TempDir::new(),
+        };
+        Self::within(directory.expect("a temporary directory"))
+    }
+
     /// The store whose files lie in this directory.
     pub fn within(directory: TempDir) -> Self {
         let direct = SqlitePoolOptions::new().max_connections(1).connect_lazy(&url(&directory)).expect("a URL");

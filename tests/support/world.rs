@@ -45,7 +45,11 @@ pub struct World<B: Backend> {
 
 impl<B: Backend> World<B> {
     pub async fn new() -> Self {
-        let backend = B::make().await;
+        Self::on(B::make().await).await
+    }
+
+    /// A world on a store that is there already, or about to be made.
+    pub async fn on(backend: B) -> Self {
         let store = backend.open().await;
         let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
         let rules = Rules { policy, fallback: None, hold: TimeDelta::zero(), batch: 3 };
