@@ -24,7 +24,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::backend::{Backend, OnPostgres, OnSqlite};
+use crate::support::backend::{Backend, OnPostgres, OnSqlite, in_memory};
 use crate::support::deaths::{Counter, counts};
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::trace;
@@ -449,7 +449,7 @@ async fn quiet(world: &World<OnPostgres>) {
 
 async fn dropped_on_sqlite(act: Act) {
     trace::prepare();
-    let mut world = World::<OnSqlite>::new().await;
+    let mut world = World::on(OnSqlite::in_memory()).await;
     let tokens = stage(&mut world, act).await;
     let begins = world.now();
     keep(&world.backend).await;
@@ -500,7 +500,7 @@ struct Left {
 
 async fn killed_on_sqlite(act: Act) {
     trace::prepare();
-    let mut world = World::<OnSqlite>::new().await;
+    let mut world = World::on(OnSqlite::in_memory()).await;
     let tokens = stage(&mut world, act).await;
     let (counter, memory) = (Arc::new(Counter::default()), Memory::new());
     let left = Arc::new(Mutex::new(Vec::new()));
@@ -543,7 +543,7 @@ async fn killed_on_sqlite(act: Act) {
 }
 
 fn copy(file: &Path) -> TempDir {
-    let directory = TempDir::new().expect("a temporary directory");
+    let directory = in_memory();
     for suffix in ["", "-wal"] {
         let name = format!("{}{suffix}", file.file_name().expect("a name").display());
         std::fs::copy(file.with_file_name(&name), directory.path().join(&name)).expect("a copy");

@@ -323,7 +323,7 @@ impl<'a> Writer<'a> {
         let tokens: Vec<(usize, usize, i64)> = (0..self.shape.listed)
             .map(|_| (self.new_token(), self.random.index(self.shape.owners), self.random.between(0, 60) * DAY))
             .collect();
-        for run in 0..3_i64 {
+        for run in 0..2_i64 {
             for &(token, owner, age) in &tokens {
                 let expires = Some(expires + run);
                 self.push(first + run as usize, What::Watch { token, owner, age: Some(age), expires });

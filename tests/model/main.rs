@@ -116,7 +116,7 @@ async fn agree<B: Backend>(backend: B, history: History, name: &str) -> usize {
 
 #[tokio::test]
 async fn small_histories() {
-    let (count, mut lines) = (if long() { 2_000 } else { 40 }, 0);
+    let (count, mut lines) = (if long() { 1_000 } else { 30 }, 0);
     for seed in 0..count {
         lines += agree(OnSqlite::in_memory(), dense(&mut Random(seed)), &format!("seed {seed}")).await;
     }

@@ -6,11 +6,11 @@ use chrono::TimeDelta;
 use lapsed::change::{self, Edit};
 use lapsed::clock::Timestamp;
 use lapsed::expires::Expires;
-use lapsed::jobs::remind;
+use lapsed::jobs::{Outcome, expire, remind};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome};
-use lapsed::store::{Accounts, Error, Imports, Jobs, Outbox};
+use lapsed::store::{Accounts, Error, Imports, Outbox};
 use lapsed::token::{ContactId, OwnerId, TokenId};
 use uuid::Uuid;
 
@@ -215,18 +215,34 @@ impl<B: Backend> Real<B> {
     /// What a daemon does: expires, reminds, and sends what there is to send.
     async fn pass(&self, reconcile: bool) {
         let (world, store, now) = (&self.world, &self.world.store, self.world.now());
-        world.expire().await;
+        let lease = world.lease(expire::NAME).await;
+        while expire::revive(store, &lease, &world.rules, now).await.expect("a step").more {}
+        let mut opened = 0;
+        loop {
+            let Outcome { did, more } = expire::step(store, &lease, &world.rules, now).await.expect("a step");
+            opened += did.pending;
+            if !more {
+                break;
+            }
+        }
         let lease = world.lease(remind::NAME).await;
         if reconcile {
             remind::reconcile(store, &lease, now).await.expect("a write");
         }
-        while remind::step(store, &lease, &world.rules, now).await.expect("a step").more {
-            world.check().await;
+        loop {
+            let Outcome { did, more } = remind::step(store, &lease, &world.rules, now).await.expect("a step");
+            opened += did.pending;
             if self.forgets == Forgets::IdInWatermark {
                 world.backend.execute("UPDATE watermarks SET token_id = X'ffffffffffffffffffffffffffffffff'").await;
             }
+            if !more {
+                break;
+            }
         }
-        store.finish(&lease, now, Ok("done")).await.expect("a write");
+        world.check().await;
+        if opened == 0 {
+            return;
+        }
         for bucket in store.queue(now).await.expect("a read").due {
             let claimed = store.claim(bucket, world.process, now, now + TimeDelta::minutes(5), 1_000).await;
             for message in claimed.expect("a claim") {

@@ -56,13 +56,9 @@ impl OnSqlite {
         self.directory.path().join(FILE)
     }
 
-    /// In memory, where the system has files that are: a test with thousands of commits does not wait for a disk.
+    /// With its file in memory, where there is such a place.
     pub fn in_memory() -> Self {
-        let directory = match std::env::var_os("LAPSED_TEST_MEMORY") {
-            Some(memory) => TempDir::new_in(memory),
-            None => TempDir::new(),
-        };
-        Self::within(directory.expect("a temporary directory"))
+        Self::within(in_memory())
     }
 
     /// The store whose files lie in this directory.
@@ -73,6 +69,15 @@ impl OnSqlite {
 }
 
 const FILE: &str = "lapsed.db";
+
+/// A directory in memory, where the system has one: a test with thousands of commits does not wait for a disk.
+pub fn in_memory() -> TempDir {
+    let directory = match std::env::var_os("LAPSED_TEST_MEMORY") {
+        Some(memory) => TempDir::new_in(memory),
+        None => TempDir::new(),
+    };
+    directory.expect("a temporary directory")
+}
 
 fn url(directory: &TempDir) -> String {
     format!("sqlite:{}", directory.path().join(FILE).display())
