@@ -24,7 +24,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::backend::{Backend, OnPostgres, OnSqlite, in_memory};
+use crate::support::backend::{Backend, OnPostgres, OnSqlite};
 use crate::support::deaths::{Counter, counts};
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::trace;
@@ -391,15 +391,14 @@ async fn on_postgres(act: Act, manner: Manner) {
     let begins = world.now();
     keep(&world.backend).await;
     let proxy = Proxy::start(&world.backend.database.url).await;
-    let mortal = Postgres::open(&proxy.url).await.expect("the store opens");
+    let mut mortal = Postgres::open(&proxy.url).await.expect("the store opens");
     if manner == Manner::Dropped {
         world.store = mortal.clone();
     }
-    let playing = |memory: &Memory| play(act, mortal.clone(), world.clock.clone(), world.rules.clone(), memory.clone());
 
     let memory = Memory::new();
     proxy.arm(manner, None);
-    playing(&memory).await.expect("undisturbed");
+    play(act, mortal.clone(), world.clock.clone(), world.rules.clone(), memory.clone()).await.expect("undisturbed");
     let statements = proxy.disarm();
     assert_is_the_act(act, &statements);
     let expected = another_goes_on(&world, act, &tokens, memory.delivered(), "undisturbed").await;
@@ -409,9 +408,13 @@ async fn on_postgres(act: Act, manner: Manner) {
         restore(&world.backend).await;
         world.clock.set(begins);
         let memory = Memory::new();
+        if manner == Manner::Cut {
+            // The process that died took its pool with it.
+            mortal = Postgres::open(&proxy.url).await.expect("the store opens");
+        }
         proxy.arm(manner, Some(n));
         {
-            let dying = playing(&memory);
+            let dying = play(act, mortal.clone(), world.clock.clone(), world.rules.clone(), memory.clone());
             tokio::pin!(dying);
             tokio::select! {
                 biased;
@@ -449,7 +452,7 @@ async fn quiet(world: &World<OnPostgres>) {
 
 async fn dropped_on_sqlite(act: Act) {
     trace::prepare();
-    let mut world = World::on(OnSqlite::in_memory()).await;
+    let mut world = World::on(OnSqlite::fresh()).await;
     let tokens = stage(&mut world, act).await;
     let begins = world.now();
     keep(&world.backend).await;
@@ -500,7 +503,7 @@ struct Left {
 
 async fn killed_on_sqlite(act: Act) {
     trace::prepare();
-    let mut world = World::on(OnSqlite::in_memory()).await;
+    let mut world = World::on(OnSqlite::fresh()).await;
     let tokens = stage(&mut world, act).await;
     let (counter, memory) = (Arc::new(Counter::default()), Memory::new());
     let left = Arc::new(Mutex::new(Vec::new()));
@@ -543,7 +546,7 @@ async fn killed_on_sqlite(act: Act) {
 }
 
 fn copy(file: &Path) -> TempDir {
-    let directory = in_memory();
+    let directory = TempDir::new().expect("a temporary directory");
     for suffix in ["", "-wal"] {
         let name = format!("{}{suffix}", file.file_name().expect("a name").display());
         std::fs::copy(file.with_file_name(&name), directory.path().join(&name)).expect("a copy");

@@ -145,7 +145,8 @@ fn a_row_that_cannot_be_is_one_bad_row() {
     ]) {
         assert!(told.starts_with(&format!("line {line}: ")) && told.contains(why), "{line}: {told}\n{imported}");
     }
-    assert_eq!(told.len(), 10, "{imported}");
+    assert_eq!(told.len(), 11, "{imported}");
+    assert!(told[9].starts_with("one owner has no contact, so nobody can be told"), "{imported}");
     assert_eq!(number(&imported.stdout, "added"), 2);
     for name in ["a\nb", "a\r\nBcc: x@example.org", ""] {
         let complaint = place.run(["token", "import", "list.csv", "--source", name]).fails(2);

@@ -17,8 +17,8 @@ use uuid::Uuid;
 use super::STALE_AFTER;
 use super::history::{Event, History, What};
 use super::naive::Line;
-use super::support::backend::Backend;
-use super::support::world::{World, at, dawn, new_token, sent};
+use crate::support::backend::Backend;
+use crate::support::world::{World, at, dawn, new_token, sent, tokens};
 
 /// A rule that the program forgets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,7 +179,8 @@ impl<B: Backend> Real<B> {
                 _ => None,
             })
             .collect();
-        let run = ImportRun { id: Uuid::now_v7(), source: "elsewhere".into(), now };
+        let run =
+            ImportRun { id: Uuid::now_v7(), source: "elsewhere".into(), now, ended_before: Timestamp::UNIX_EPOCH };
         for batch in rows.chunks(500) {
             let outcomes = self.world.store.import(&run, batch).await.expect("an import");
             assert!(!outcomes.iter().any(|outcome| matches!(outcome, RowOutcome::Refused(_))), "{outcomes:?}");
@@ -197,9 +198,7 @@ impl<B: Backend> Real<B> {
             })
             .collect();
         for owner in owners {
-            for (token, _) in
-                self.world.store.list_tokens(Some(self.owners[owner]), None, 100_000).await.expect("a page")
-            {
+            for token in tokens(&self.world.store, Some(self.owners[owner])).await {
                 if let Some(name) = token.external_id.as_deref().and_then(|name| name.strip_prefix("token-")) {
                     self.tokens.insert(name.parse().expect("a number"), token.id);
                 }
@@ -247,7 +246,8 @@ impl<B: Backend> Real<B> {
             let claimed = store.claim(bucket, world.process, now, now + TimeDelta::minutes(5), 1_000).await;
             for message in claimed.expect("a claim") {
                 assert!(!message.reminders.is_empty(), "a message has something to say");
-                assert!(store.record(&message, &sent(&message), now).await.expect("a record"), "the lease is ours");
+                let recorded = store.record(&[(&message, &sent(&message))], now).await.expect("a record");
+                assert_eq!(recorded, [true], "the lease is ours");
             }
         }
         let waiting = world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'pending'").await;

@@ -56,9 +56,9 @@ impl OnSqlite {
         self.directory.path().join(FILE)
     }
 
-    /// With its file in memory, where there is such a place.
-    pub fn in_memory() -> Self {
-        Self::within(in_memory())
+    /// An empty store.
+    pub fn fresh() -> Self {
+        Self::within(TempDir::new().expect("a temporary directory"))
     }
 
     /// The store whose files lie in this directory.
@@ -70,15 +70,6 @@ impl OnSqlite {
 
 const FILE: &str = "lapsed.db";
 
-/// A directory in memory, where the system has one: a test with thousands of commits does not wait for a disk.
-pub fn in_memory() -> TempDir {
-    let directory = match std::env::var_os("LAPSED_TEST_MEMORY") {
-        Some(memory) => TempDir::new_in(memory),
-        None => TempDir::new(),
-    };
-    directory.expect("a temporary directory")
-}
-
 fn url(directory: &TempDir) -> String {
     format!("sqlite:{}", directory.path().join(FILE).display())
 }
@@ -87,7 +78,7 @@ impl Backend for OnSqlite {
     type Store = Sqlite;
 
     async fn make() -> Self {
-        Self::within(TempDir::new().expect("a temporary directory"))
+        Self::fresh()
     }
 
     async fn open(&self) -> Sqlite {

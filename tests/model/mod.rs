@@ -17,13 +17,11 @@
 mod history;
 mod naive;
 mod real;
-#[path = "../support/mod.rs"]
-mod support;
 
+use crate::support::backend::{Backend, OnPostgres, OnSqlite};
 use history::{DAY, History, Random, What, dense, year};
 use naive::Line;
 use real::Forgets;
-use support::backend::{Backend, OnPostgres, OnSqlite};
 
 /// An expired notice is stale after this, in seconds.
 pub const STALE_AFTER: i64 = 7 * DAY;
@@ -61,7 +59,7 @@ async fn compare<B: Backend>(backend: B, history: &History, forgets: Forgets) ->
 /// Cuts a history in which the two differ down to the events that it takes: away with halves of them, then quarters and so
 /// on, as long as they still differ. Always on SQLite.
 async fn shrink(mut history: History, forgets: Forgets) -> (History, Difference) {
-    let differs = async |history: &History| compare(OnSqlite::in_memory(), history, forgets).await.1;
+    let differs = async |history: &History| compare(OnSqlite::fresh(), history, forgets).await.1;
     let mut difference = differs(&history).await.expect("it differs");
     let end = history.clock().iter().position(|now| *now >= difference.first()).unwrap_or(history.shape.ticks) + 1;
     let mut shorter = history.clone();
@@ -118,7 +116,7 @@ async fn agree<B: Backend>(backend: B, history: History, name: &str) -> usize {
 async fn small_histories() {
     let (count, mut lines) = (if long() { 1_000 } else { 30 }, 0);
     for seed in 0..count {
-        lines += agree(OnSqlite::in_memory(), dense(&mut Random(seed)), &format!("seed {seed}")).await;
+        lines += agree(OnSqlite::fresh(), dense(&mut Random(seed)), &format!("seed {seed}")).await;
     }
     assert!(lines > 3 * count as usize, "the histories have something to tell: {lines}");
 }
@@ -128,7 +126,7 @@ async fn a_year() {
     let (years, tokens, reconcile_every) = if long() { (4, 3_000, 2) } else { (1, 400, 60) };
     for seed in 0..years {
         let history = year(&mut Random(1_000 + seed), tokens, reconcile_every);
-        let lines = agree(OnSqlite::in_memory(), history, &format!("year {seed}")).await;
+        let lines = agree(OnSqlite::fresh(), history, &format!("year {seed}")).await;
         assert!(lines > 5_000, "the year has something to tell: {lines}");
     }
 }
@@ -147,12 +145,12 @@ async fn a_year_on_postgres() {
 async fn is_found(forgets: Forgets, most_events: usize) {
     for seed in 0..500 {
         let history = dense(&mut Random(seed));
-        if compare(OnSqlite::in_memory(), &history, forgets).await.1.is_some() {
+        if compare(OnSqlite::fresh(), &history, forgets).await.1.is_some() {
             let (history, difference) = shrink(history, forgets).await;
             eprintln!("seed {seed}, cut down: {difference:#?} in {:#?}", history.events);
             assert!(!difference.lost.is_empty(), "{difference:?}");
             assert!(history.events.len() <= most_events, "{:#?}", history.events);
-            assert!(compare(OnSqlite::in_memory(), &history, Forgets::Nothing).await.1.is_none(), "{history:#?}");
+            assert!(compare(OnSqlite::fresh(), &history, Forgets::Nothing).await.1.is_none(), "{history:#?}");
             return;
         }
     }
