@@ -410,6 +410,7 @@ async fn on_postgres(act: Act, manner: Manner) {
         let memory = Memory::new();
         if manner == Manner::Cut {
             // The process that died took its pool with it.
+            proxy.arm(manner, None);
             mortal = Postgres::open(&proxy.url).await.expect("the store opens");
         }
         proxy.arm(manner, Some(n));
