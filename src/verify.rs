@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::store::{Result, Store};
 use crate::token::{NotValid, Secret, Token};
 
@@ -20,8 +20,8 @@ const RECORD_WITHIN: Duration = Duration::from_millis(250);
 /// What a secret is good for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verified {
-    /// The token is valid.
-    Valid(Token),
+    /// The token is valid at this instant.
+    Valid(Token, Timestamp),
     /// The token has ended, and why.
     Ended(Token, NotValid),
     /// No token has this secret.
@@ -49,5 +49,5 @@ pub async fn verify<S: Store>(store: &S, clock: &impl Clock, secret: &Secret) ->
             Err(_) => tracing::debug!(token = %token.id, "the use was not recorded: the store is busy"),
         }
     }
-    Ok(Verified::Valid(token))
+    Ok(Verified::Valid(token, now))
 }

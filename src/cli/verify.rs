@@ -23,8 +23,9 @@ pub(super) async fn run<S: Store>(store: &S, clock: &impl Clock) -> Outcome {
     let Ok(secret) = Secret::parse(input.trim()) else {
         return refused(NotValid::Unknown, "no token has this secret; it is mistyped or not a secret of lapsed");
     };
-    let token = match verify(store, clock, &secret).await? {
-        Verified::Valid(token) => token,
+    // What is printed holds for the instant of the answer: the deadline may pass before the line is out.
+    let (token, at) = match verify(store, clock, &secret).await? {
+        Verified::Valid(token, at) => (token, at),
         Verified::Ended(token, why) => {
             let owner = lookup::owner_of(store, &token).await?;
             let at = match why {
@@ -38,7 +39,7 @@ pub(super) async fn run<S: Store>(store: &S, clock: &impl Clock) -> Outcome {
     };
     let owner = lookup::owner_of(store, &token).await?;
     let mut rows = vec![("valid", "yes".to_owned())];
-    rows.extend(output::token(&token, &owner, clock.now()));
+    rows.extend(output::token(&token, &owner, at));
     output::print(&output::facts(&rows))?;
     Ok(())
 }
