@@ -8,6 +8,7 @@ mod import;
 mod listing;
 
 mod lookup;
+mod outbox;
 mod output;
 mod owner;
 mod run;
@@ -55,6 +56,9 @@ enum Command {
     /// Tokens: create, edit, rotate, revoke, list, import, verify
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Messages that wait, that failed, and that a guard holds
+    #[command(subcommand)]
+    Outbox(OutboxCommand),
     /// Show what the jobs did last, and what waits
     Status(status::Status),
     /// The configuration
@@ -92,6 +96,22 @@ enum ContactCommand {
     Remove(owner::contact::Remove),
     /// List the contacts of an owner
     List(owner::contact::List),
+    /// Send mail to an address again that a mail server had refused for good
+    Unsuppress(owner::contact::Unsuppress),
+}
+
+#[derive(Debug, Subcommand)]
+enum OutboxCommand {
+    /// List messages that wait or failed, the oldest first
+    List(outbox::List),
+    /// Show a message and what it says
+    Show(outbox::Show),
+    /// Try messages again now that failed or wait to be tried again
+    Retry(outbox::Retry),
+    /// Drop messages; of what they say, nobody is told, unless it is not yet due
+    Cancel(outbox::Cancel),
+    /// Let messages go that a guard holds
+    Release(outbox::Release),
 }
 
 #[derive(Debug, Subcommand)]
@@ -215,6 +235,12 @@ impl Command {
             Self::Owner(OwnerCommand::Contact(ContactCommand::Add(add))) => add.run(&store, &*clock).await,
             Self::Owner(OwnerCommand::Contact(ContactCommand::Remove(remove))) => remove.run(&store).await,
             Self::Owner(OwnerCommand::Contact(ContactCommand::List(list))) => list.run(&store).await,
+            Self::Owner(OwnerCommand::Contact(ContactCommand::Unsuppress(unsuppress))) => unsuppress.run(&store).await,
+            Self::Outbox(OutboxCommand::List(list)) => list.run(&store, &*clock).await,
+            Self::Outbox(OutboxCommand::Show(show)) => show.run(&store, &*clock).await,
+            Self::Outbox(OutboxCommand::Retry(retry)) => retry.run(&store, &*clock).await,
+            Self::Outbox(OutboxCommand::Cancel(cancel)) => cancel.run(&store, &*clock).await,
+            Self::Outbox(OutboxCommand::Release(release)) => release.run(&store, &*clock).await,
             Self::Token(TokenCommand::Create(create)) => create.run(&store, &*clock).await,
             Self::Token(TokenCommand::Edit(edit)) => edit.run(&store, &*clock).await,
             Self::Token(TokenCommand::Rotate(rotate)) => rotate.run(&store, &*clock).await,

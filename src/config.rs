@@ -44,6 +44,8 @@ pub struct Settings {
     pub reminders: Reminders,
     /// How mail leaves, and what it says of us.
     pub mail: Mail,
+    /// How much may happen in an hour.
+    pub guard: Guard,
     /// How long records are kept.
     pub retention: Retention,
     /// What is logged.
@@ -110,6 +112,26 @@ pub enum Transport {
     },
     /// A mail server.
     Smtp(Box<Smtp>),
+}
+
+/// `[guard]`: how much may happen in an hour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// Messages that are opened.
+    pub messages_per_hour: Limit,
+    /// Tokens that are marked as expired.
+    pub expired_per_hour: Limit,
+}
+
+/// How much of something may happen in an hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// As much as there is.
+    None,
+    /// So much.
+    PerHour(u64),
+    /// 10,000, or a tenth of what there is, whichever is more.
+    Auto,
 }
 
 /// `[retention]`: how long each kind of record is kept; all positive.

@@ -6,6 +6,7 @@
 
 pub mod deliver;
 pub mod expire;
+pub mod guard;
 pub mod purge;
 pub mod remind;
 
@@ -36,6 +37,8 @@ pub struct Rules {
     pub hold: TimeDelta,
     /// How many tokens a step looks at.
     pub batch: u32,
+    /// How much may happen in an hour.
+    pub guard: guard::Guard,
 }
 
 impl Rules {

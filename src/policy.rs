@@ -278,6 +278,8 @@ pub enum Reason {
     Undeliverable,
     /// The store's row of the token or of its owner is broken.
     Unreadable,
+    /// Somebody who operates lapsed cancelled its message.
+    ByHand,
 }
 
 words!(Reason {
@@ -294,6 +296,7 @@ words!(Reason {
     Suppressed => "the contact is suppressed",
     Undeliverable => "the mail could not be delivered",
     Unreadable => "the token or its owner cannot be read from the store",
+    ByHand => "an operator cancelled the message",
 });
 
 /// Whether a reminder is still true of its token, as the token is at `now`.

@@ -7,6 +7,7 @@
 //! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
 
 mod pass;
+mod steady;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub struct OnceReport {
     pub lines: Vec<(&'static str, String)>,
     /// The mail server refuses everybody: messages wait.
     pub mail_refused: bool,
+    /// A guard kept messages back, or tokens from being marked expired.
+    pub guarded: bool,
 }
 
 /// Runs until `stop` is cancelled: all jobs at once, then each when its schedule says so.
@@ -90,7 +93,9 @@ pub async fn run<S: Store>(
         holder,
         opened: wake_deliver.clone(),
         stop: stop.clone(),
+        steady: Arc::default(),
     };
+    planner.started().await.context("the store cannot be read")?;
     let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
     let mut wakes = vec![wake_deliver.clone()];
     let mut loops = JoinSet::new();
@@ -150,10 +155,14 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
         holder: Uuid::new_v4(),
         opened: Arc::default(),
         stop: CancellationToken::new(),
+        steady: Arc::default(),
     };
     let mut lines = Vec::new();
+    let mut guarded = false;
     for task in [Task::Expire, Task::Remind] {
-        lines.push((task.name(), in_words(planner.pass(task).await?)));
+        let tally = planner.pass(task).await?;
+        guarded |= tally.as_ref().is_some_and(pass::Tally::was_guarded);
+        lines.push((task.name(), in_words(tally)));
     }
     let mut deliverer = Deliverer::new(store, clock, composer, transports, terms, planner.holder);
     let delivered = deliver_all(&mut deliverer).await?;
@@ -166,7 +175,7 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     lines.push((crate::jobs::deliver::NAME, delivered));
     deliverer.close().await;
     lines.push((Task::Purge.name(), in_words(planner.pass(Task::Purge).await?)));
-    Ok(OnceReport { lines, mail_refused })
+    Ok(OnceReport { lines, mail_refused, guarded })
 }
 
 /// What a pass did, in words.

@@ -12,9 +12,12 @@
 
 pub mod accounts;
 mod common;
+mod common_messages;
 mod error;
 pub mod imports;
 pub mod jobs;
+pub mod messages;
+mod needed;
 pub mod outbox;
 pub mod planning;
 mod postgres;
@@ -30,6 +33,7 @@ pub use accounts::Accounts;
 pub use error::Error;
 pub use imports::Imports;
 pub use jobs::Jobs;
+pub use messages::Messages;
 pub use outbox::Outbox;
 pub use planning::Planning;
 pub use postgres::Postgres;
@@ -39,7 +43,7 @@ pub use sqlite::Sqlite;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
-pub trait Store: Accounts + Imports + Planning + Outbox + Jobs + Clone + Send + Sync + 'static {
+pub trait Store: Accounts + Imports + Planning + Outbox + Messages + Jobs + Clone + Send + Sync + 'static {
     /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit};
+use lapsed::config::Limit;
+use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, purge, remind};
 use lapsed::policy::{Policy, Reason};
 use lapsed::store::accounts::{OwnerRef, ReminderState};
@@ -224,7 +226,7 @@ fn keeps(access: &Access, promise: &Expected) -> bool {
 /// A whole table, a whole index, or a whole bucket.
 fn reads_too_much(access: &Access) -> bool {
     let columns = ["id", "owner_id", "contact_id", "token_id", "key", "address", "secret_hash", "external_id"];
-    let instants = ["expires_at", "ended_at", "not_before", "finished_at", "deadline"];
+    let instants = ["expires_at", "ended_at", "not_before", "finished_at", "deadline", "minute"];
     access.index.is_none() || !columns.iter().chain(&instants).any(|column| access.looks_up(column))
 }
 
@@ -232,7 +234,8 @@ fn reads_too_much(access: &Access) -> bool {
 async fn plan_and_purge<S: Store>(store: &S) {
     let now = many::now();
     let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
-    let rules = Rules { policy, fallback: Some(many::contact(7)), hold: TimeDelta::zero(), batch: BATCH };
+    let guard = Guard::new(Limit::Auto, Limit::Auto);
+    let rules = Rules { policy, fallback: Some(many::contact(7)), hold: TimeDelta::zero(), batch: BATCH, guard };
     let holder = Uuid::from_u128(1);
     let lease = store.lease(expire::NAME, holder, now).await.expect("a read").expect("a lease");
     let revived = expire::revive(store, &lease, &rules, now).await.expect("a step").did;
@@ -247,12 +250,17 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let page = store.crossing(lead(30), from, now, BATCH).await.expect("a page");
     assert_eq!(page.len(), BATCH as usize);
     let reminders = page.iter().map(|token| reminder(token.id.uuid(), now)).collect();
-    let decided = Decided { now, looked_at: &page, reminders, not_before: now };
+    let decided = Decided { now, looked_at: &page, reminders, not_before: now, may_open: None };
     let progress = Progress::Reached(lead(30), from);
     store.plan(&lease, decided, progress).await.expect("a write");
 
     let lease = store.lease(purge::NAME, holder, now).await.expect("a read").expect("a lease");
-    let cutoffs = Cutoffs { reminders: now - days(250), messages: now - days(80), ended_tokens: now - days(250) };
+    let cutoffs = Cutoffs {
+        reminders: now - days(250),
+        messages: now - days(80),
+        ended_tokens: now - days(250),
+        guard_counts: now - days(1),
+    };
     let purged = store.purge(&lease, cutoffs, now, BATCH).await.expect("a step");
     let batch = u64::from(BATCH);
     assert_eq!(purged, Purged { reminders: batch, messages: batch, tokens: batch });

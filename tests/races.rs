@@ -740,7 +740,8 @@ async fn whatever_happens_at_once<B: Backend>() {
         world.check().await;
     }
     // Whatever was going on when the processes stopped, one that comes later says all that is left.
-    let later = world.clock.advance(TimeDelta::hours(1));
+    // A day later, so that the digest of escalations is due.
+    let later = world.clock.advance(days(2));
     for bucket in &buckets {
         loop {
             let claimed = world.store.claim(*bucket, Uuid::from_u128(4), later, later + days(1), 100).await;

@@ -10,6 +10,7 @@ mod daemon;
 mod delivery;
 mod docs;
 mod everyday;
+mod guards;
 mod harness;
 mod imports;
 mod model;

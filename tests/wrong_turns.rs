@@ -402,7 +402,8 @@ const AT_MOST: Duration = Duration::from_secs(10);
 async fn commands_work_beside_a_daemon_that_is_busy_with_100_000_tokens() {
     let place = Place::new();
     place.configure(
-        "[mail]\ntransport = \"maildir\"\nfrom = \"Tokens <tokens@example.org>\"\n[mail.maildir]\npath = \"mail\"\n",
+        "[mail]\ntransport = \"maildir\"\nfrom = \"Tokens <tokens@example.org>\"\n[mail.maildir]\npath = \"mail\"\n\
+         [guard]\nexpired_per_hour = 0\n",
     );
     let secret = place.owner("alice", "alice@example.org");
     let (id, _) = place.token("alice", "edited", "90d");

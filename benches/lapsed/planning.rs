@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use lapsed::config::Limit;
+use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::planning::Written;
@@ -14,11 +16,17 @@ use crate::fill::{Shape, at, fill, now};
 use crate::place::{OnPg, Place};
 use crate::table::{Line, median, rate, ratio};
 
-/// What the daemon decides by where nobody configured anything.
+/// What the daemon decides by where nobody configured anything, but for the guards: so many are let through by none.
 pub fn rules<S: Store>() -> Rules {
     let leads = [30, 7, 1].map(|days| Lead::new(TimeDelta::days(days)));
     let policy = Policy::new(leads, true, TimeDelta::days(7));
-    Rules { policy, fallback: None, hold: TimeDelta::seconds(10), batch: S::BATCH }
+    Rules {
+        policy,
+        fallback: None,
+        hold: TimeDelta::seconds(10),
+        batch: S::BATCH,
+        guard: Guard::new(Limit::None, Limit::None),
+    }
 }
 
 /// `due` of `tokens` are past their deadline: the oldest, each of another owner, in an order of their own.

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::{Outcome, output, status};
 use crate::change;
 use crate::clock::{Clock, SystemClock, Timestamp};
-use crate::config;
+use crate::config::{self, Limit};
 use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
+use crate::jobs::guard::Guard;
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::maildir::Maildir;
@@ -128,7 +129,7 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             purge: every_second.clone(),
             reconcile: Cron::parse("0 47 2 * * *").map_err(anyhow::Error::msg)?,
         },
-        rules: Rules { policy, fallback, hold: HOLD, batch: 100 },
+        rules: Rules { policy, fallback, hold: HOLD, batch: 100, guard: Guard::new(Limit::None, Limit::None) },
         terms: Terms { fallback, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX },
         retention: Retention { reminders: year, messages: year, ended_tokens: year },
         composer: Composer::new(

@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use crate::store::Store;
 use crate::store::accounts::OwnerRef;
+use crate::store::messages::MessageRecord;
 use crate::token::{Address, IdRef, Owner, Token};
 
 /// The one owner with this key, id, short id or address.
@@ -63,6 +64,26 @@ pub async fn token<S: Store>(store: &S, text: &str) -> anyhow::Result<Token> {
             let lines: Vec<String> =
                 found.iter().map(|token| format!("  {}  {}  {}", token.id, token.status, token.description)).collect();
             bail!("{text} fits more than one token; use the whole id:\n{}", lines.join("\n"))
+        }
+    }
+}
+
+/// The one message with this id or short id.
+///
+/// # Errors
+/// When there is none, or more than one; then the error lists them.
+pub async fn message<S: Store>(store: &S, text: &str) -> anyhow::Result<MessageRecord> {
+    let Some(id) = IdRef::parse(text) else {
+        bail!("{text:?} is not a message's id: use the id, or its last digits as `lapsed outbox list` prints them")
+    };
+    let mut found = store.find_messages(&id).await?;
+    match found.len() {
+        0 => bail!("there is no message {text}; `lapsed outbox list --all` prints those that there are"),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let lines: Vec<String> =
+                found.iter().map(|message| format!("  {}  {}", message.id, message.state)).collect();
+            bail!("{text} fits more than one message; use the whole id:\n{}", lines.join("\n"))
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Settings};
 use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
+use crate::jobs::guard::Guard;
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::maildir::Maildir;
@@ -50,6 +51,11 @@ impl Run {
             let problem = "the mail server could not be used: messages wait in the store for the next run";
             return Err(Failure::Failed(anyhow::anyhow!(problem)));
         }
+        if report.guarded {
+            let problem = "a guard kept something back: `lapsed status` says what, and the [guard] section of the \
+                           configuration by which limits";
+            return Err(Failure::Failed(anyhow::anyhow!(problem)));
+        }
         Ok(())
     }
 }
@@ -86,7 +92,8 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     };
     // Leads of seconds are for trying things out: a message must not wait until it is no longer true.
     let shortest = policy.leads().last().map_or(HOLD, |lead| lead.span() / 4);
-    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH };
+    let guard = Guard::new(settings.guard.messages_per_hour, settings.guard.expired_per_hour);
+    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH, guard };
     let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
     Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms })
 }

@@ -73,6 +73,9 @@ impl Status {
         if let Some(oldest) = oldest {
             rows.push(("the oldest since", ago(oldest, now)));
         }
+        if let Some((_, held)) = messages.iter().find(|(state, _)| *state == MessageState::Held) {
+            rows.push(("held", format!("{held}, by a guard: `lapsed outbox list --state held`")));
+        }
         if let Some(last_sent) = last_sent {
             rows.push(("last sent", ago(last_sent, now)));
         }

@@ -10,7 +10,9 @@ use lettre::Address;
 use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
-use super::{Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport, parse_duration, smtp};
+use super::{
+    Guard, Limit, Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport, parse_duration, smtp,
+};
 use crate::schedule::Cron;
 use crate::telemetry;
 
@@ -30,6 +32,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
     let schedule = schedule(r);
     let reminders = reminders(r);
     let mail = mail(r);
+    let guard = guard(r);
     let retention = retention(r);
     let log = log(r);
     Ok(Settings {
@@ -37,6 +40,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
         schedule: schedule?,
         reminders: reminders?,
         mail: mail?,
+        guard: guard?,
         retention: retention?,
         log: log?,
     })
@@ -105,6 +109,21 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
         give_up_after: give_up_after?,
         manage_url: manage_url?,
     })
+}
+
+fn guard(r: &mut Reader) -> Result<Guard, Reported> {
+    let messages_per_hour = r.required("guard.messages_per_hour", limit);
+    let expired_per_hour = r.required("guard.expired_per_hour", limit);
+    Ok(Guard { messages_per_hour: messages_per_hour?, expired_per_hour: expired_per_hour? })
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    match (text, text.parse::<u64>()) {
+        ("auto", _) => Ok(Limit::Auto),
+        (_, Ok(0)) => Ok(Limit::None),
+        (_, Ok(most)) => Ok(Limit::PerHour(most)),
+        _ => Err("must be \"auto\" or a whole number; 0 is for no limit".to_owned()),
+    }
 }
 
 fn retention(r: &mut Reader) -> Result<Retention, Reported> {

@@ -196,7 +196,7 @@ fn unknown_keys_get_a_suggestion() {
     refused("lead_times = []\n", &["did you mean reminders.lead_times?"]);
     refused("[smtp]\nhost = \"x\"\n", &["did you mean mail.smtp.host?"]);
     refused("[log]\nzzz = 1\n", &["the keys of [log] are log.level"]);
-    refused("[zzz]\n", &["zzz", "the sections are log, mail, reminders"]);
+    refused("[zzz]\n", &["zzz", "the sections are guard, log, mail, reminders"]);
     refused("[store.url]\nx = 1\n", &["store.url.x", "did you mean store.url?"]);
     refused("\"mail.from\" = \"a@example.org\"\n", &["unknown key"]);
 }

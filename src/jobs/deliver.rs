@@ -26,9 +26,9 @@ use uuid::Uuid;
 
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
-use crate::mail::compose::{Composer, Letter};
+use crate::mail::compose::{Alert, Composer, Letter};
 use crate::mail::transport::Transport;
-use crate::store::outbox::ClaimedMessage;
+use crate::store::outbox::{ClaimedMessage, MessageKind};
 use crate::store::planning::Facts;
 use crate::store::{Result, Store};
 use crate::token::{Bucket, ContactId, MessageId};
@@ -339,13 +339,30 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         let (now, nothing) = (self.clock.now(), Facts::default());
         for message in claimed {
             let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
-            let (attempt, letter) = Attempt::new(message, facts, self.terms.fallback, now);
+            let alert = self.alert(message.kind, now).await?;
+            let (attempt, letter) = Attempt::new(message, facts, alert, self.terms.fallback, now);
             match letter {
                 Some(letter) => self.send(attempt, letter),
                 None => self.ended.push(attempt),
             }
         }
         Ok(())
+    }
+
+    /// What an alert of this kind says now; `None` where it is no longer true, and for other messages.
+    async fn alert(&self, kind: MessageKind, now: Timestamp) -> Result<Option<Alert>> {
+        Ok(match kind {
+            MessageKind::Reminders | MessageKind::Escalations => None,
+            MessageKind::Held | MessageKind::HeldUrgent => self.store.held(now).await?.map(|held| Alert::Held {
+                messages: held.messages,
+                since: held.since,
+                next_deadline: held.next_deadline,
+                urgent: kind == MessageKind::HeldUrgent,
+            }),
+            MessageKind::Expiry => {
+                Some(self.store.overdue_count(now).await?).filter(|n| *n > 0).map(|tokens| Alert::Expiry { tokens })
+            }
+        })
     }
 
     fn send(&mut self, mut attempt: Attempt, letter: Letter) {

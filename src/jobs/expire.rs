@@ -9,11 +9,11 @@
 
 use uuid::Uuid;
 
-use super::{Outcome, Rules};
+use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
 use crate::policy::{Lead, expired_notice};
 use crate::store::jobs::Lease;
-use crate::store::planning::{Candidate, Decided, Watermark, Written};
+use crate::store::planning::{Candidate, Decided, NewReminder, Watermark, Written};
 use crate::store::{Result, Store};
 use crate::token::OwnerId;
 
@@ -25,10 +25,13 @@ pub const NAME: &str = "expire";
 /// # Errors
 /// When the store fails or the lease was lost; nothing of the batch is written then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
-    let marked = store.overdue(now, rules.batch).await?;
+    let mut marked = store.overdue(now, rules.batch).await?;
     if !marked.is_empty() {
-        let did = write(store, lease, rules, now, &marked, None).await?;
-        return Ok(Outcome { did, more: true });
+        if allow(store, rules, now, &mut marked).await? {
+            let did = write(store, lease, rules, now, &marked, None).await?;
+            return Ok(Outcome { did, more: true });
+        }
+        return waits(store, lease, rules, now, &marked, None).await;
     }
     let mut watermarks = store.watermarks().await?;
     let known = watermarks.remove(&Lead::EXPIRED);
@@ -39,13 +42,45 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     }
     let known = known.filter(|watermark| watermark.instant <= now);
     let from = known.unwrap_or(Watermark { instant: Timestamp::UNIX_EPOCH, token: Uuid::nil() });
-    let page = store.crossing(Lead::EXPIRED, from, now, rules.batch).await?;
-    let Some(last) = page.last() else {
+    let mut page = store.crossing(Lead::EXPIRED, from, now, rules.batch).await?;
+    let more = page.len() >= rules.batch as usize;
+    let allowed = page.is_empty() || allow(store, rules, now, &mut page).await?;
+    let reached = page.last().map(|last| Watermark { instant: last.deadline.expires_at, token: last.id.uuid() });
+    if !allowed {
+        return waits(store, lease, rules, now, &page, reached).await;
+    }
+    let Some(reached) = reached else {
         return Ok(Outcome { did: Written::default(), more: false });
     };
-    let reached = Watermark { instant: last.deadline.expires_at, token: last.id.uuid() };
     let did = write(store, lease, rules, now, &page, Some(reached)).await?;
-    Ok(Outcome { did, more: page.len() >= rules.batch as usize })
+    Ok(Outcome { did, more })
+}
+
+/// Cuts a page down to what the guard allows; `false` where it had to be.
+async fn allow<S: Store>(store: &S, rules: &Rules, now: Timestamp, page: &mut Vec<Candidate>) -> Result<bool> {
+    let most = rules.guard.may_expire(store, page.len(), now).await?;
+    let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    let allowed = page.len() <= most;
+    page.truncate(most);
+    Ok(allowed)
+}
+
+/// Expires what the guard allows of a page; the rest waits until the hour has passed.
+async fn waits<S: Store>(
+    store: &S,
+    lease: &Lease,
+    rules: &Rules,
+    now: Timestamp,
+    allowed: &[Candidate],
+    reached: Option<Watermark>,
+) -> Result<Outcome<Written>> {
+    let mut did = Written::default();
+    if !allowed.is_empty() {
+        did = write(store, lease, rules, now, allowed, reached).await?;
+    }
+    did.waits = true;
+    guard::expiry_waits(store, rules, now).await?;
+    Ok(Outcome { did, more: false })
 }
 
 async fn write<S: Store>(
@@ -62,7 +97,7 @@ async fn write<S: Store>(
     owners.sort_unstable();
     owners.dedup();
     let contacts = store.reachable(&owners).await?;
-    let reminders = page
+    let reminders: Vec<NewReminder> = page
         .iter()
         .filter_map(|token| notice(token).map(|decision| (token, decision)))
         .flat_map(|(token, decision)| {
@@ -70,8 +105,14 @@ async fn write<S: Store>(
             rules.rows(token, Lead::EXPIRED, decision, contacts)
         })
         .collect();
-    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold };
-    store.expire(lease, decided, reached).await
+    let may_open = match reminders.len() {
+        0 => None,
+        wanted => rules.guard.may_open(store, wanted, now).await?,
+    };
+    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold, may_open };
+    let written = store.expire(lease, decided, reached).await?;
+    guard::report(&written);
+    Ok(written)
 }
 
 /// Makes a batch of tokens active again that a wrong clock expired before their deadline. On a sound clock this is one

@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 
-use super::Outcome;
+use super::{Outcome, guard};
 use crate::clock::Timestamp;
 use crate::store::jobs::Lease;
 use crate::store::planning::{Cutoffs, Purged};
@@ -35,6 +35,7 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, keep: Retention, now: Time
         reminders: before(keep.reminders),
         messages: before(keep.messages),
         ended_tokens: before(keep.ended_tokens),
+        guard_counts: before(guard::SPAN * 2),
     };
     let did = store.purge(lease, cutoffs, now, BATCH).await?;
     let more = [did.reminders, did.messages, did.tokens].iter().any(|count| *count >= u64::from(BATCH));

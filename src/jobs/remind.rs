@@ -4,7 +4,7 @@
 //! was decided together with the moved watermark. Tokens that no watermark will come across carry a mark, and come
 //! first. A crash repeats at most the reading of one page.
 
-use super::{Outcome, Rules};
+use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
 use crate::policy::{Lead, due_reminders};
 use crate::store::jobs::Lease;
@@ -93,6 +93,12 @@ async fn write<S: Store>(
             due.into_iter().flat_map(move |(lead, decision)| rules.rows(token, lead, decision, contacts))
         })
         .collect();
-    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold };
-    store.plan(lease, decided, progress).await
+    let may_open = match reminders.len() {
+        0 => None,
+        wanted => rules.guard.may_open(store, wanted, now).await?,
+    };
+    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold, may_open };
+    let written = store.plan(lease, decided, progress).await?;
+    guard::report(&written);
+    Ok(written)
 }

@@ -43,8 +43,38 @@ pub struct Letter {
     pub message: MessageId,
     /// Who it goes to.
     pub to: Contact,
-    /// Its reminders, in any order.
-    pub items: Vec<Item>,
+    /// What it says.
+    pub content: Content,
+}
+
+/// What a message says.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// Reminders, in any order.
+    Reminders(Vec<Item>),
+    /// Something for whoever operates lapsed.
+    Alert(Alert),
+}
+
+/// What somebody who operates lapsed must hear of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alert {
+    /// A guard holds messages back.
+    Held {
+        /// How many.
+        messages: u64,
+        /// Since when the first of them.
+        since: Timestamp,
+        /// The next deadline that they speak of.
+        next_deadline: Option<Timestamp>,
+        /// Whether it is told of because that deadline is near.
+        urgent: bool,
+    },
+    /// A guard keeps so many tokens from being marked expired.
+    Expiry {
+        /// How many.
+        tokens: u64,
+    },
 }
 
 /// One reminder.
@@ -137,8 +167,11 @@ impl Composer {
     pub fn compose(&self, letter: &Letter, now: Timestamp) -> Result<Composed, ComposeError> {
         let to: lettre::Address =
             letter.to.address.as_str().parse().map_err(|_| ComposeError::Recipient(letter.to.id))?;
-        let mut entries: Vec<Entry<'_>> =
-            letter.items.iter().filter_map(|item| Entry::new(item, letter, now)).collect();
+        let items = match &letter.content {
+            Content::Reminders(items) => items,
+            Content::Alert(alert) => return self.alert(letter, to, *alert, now),
+        };
+        let mut entries: Vec<Entry<'_>> = items.iter().filter_map(|item| Entry::new(item, letter, now)).collect();
         if entries.is_empty() {
             return Err(ComposeError::Nothing);
         }
@@ -160,6 +193,30 @@ impl Composer {
         let context = context! { subject => unlinked(&subject), own, escalated };
         let text = self.templates.get_template(TEXT)?.render(&context)?;
         let html = self.templates.get_template(HTML)?.render(&context)?;
+        let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
+        Ok(Composed { from: self.from.email.clone(), to, subject, bytes })
+    }
+
+    fn alert(
+        &self,
+        letter: &Letter,
+        to: lettre::Address,
+        alert: Alert,
+        now: Timestamp,
+    ) -> Result<Composed, ComposeError> {
+        let zone = letter.to.time_zone.unwrap_or(Tz::UTC);
+        let (kind, count, since, deadline) = match alert {
+            Alert::Held { messages, since, next_deadline, urgent } => {
+                (if urgent { "held_urgent" } else { "held" }, messages, Some(since), next_deadline)
+            }
+            Alert::Expiry { tokens } => ("expiry", tokens, None, None),
+        };
+        let instant = |at: Option<Timestamp>| at.map(|at| exact(at, zone));
+        let context = context! { kind, count, since => instant(since), deadline => instant(deadline) };
+        let subject = header_line(&self.templates.get_template(ALERT_SUBJECT)?.render(&context)?, SHOWN);
+        let context = context! { subject => unlinked(&subject), ..context };
+        let text = self.templates.get_template(ALERT_TEXT)?.render(&context)?;
+        let html = self.templates.get_template(ALERT_HTML)?.render(&context)?;
         let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
         Ok(Composed { from: self.from.email.clone(), to, subject, bytes })
     }
@@ -199,8 +256,9 @@ impl Composer {
     /// What the reminders of one owner have in common, so that a mail program shows them together: the id of a mail
     /// that was never sent.
     fn thread(&self, letter: &Letter) -> Option<String> {
-        let first = letter.items.first()?.owner.id;
-        let one_owner = letter.items.iter().all(|item| item.owner.id == first);
+        let Content::Reminders(items) = &letter.content else { return None };
+        let first = items.first()?.owner.id;
+        let one_owner = items.iter().all(|item| item.owner.id == first);
         one_owner.then(|| format!("<owner-{first}@{}>", self.domain))
     }
 
@@ -272,6 +330,9 @@ impl<'a> Entry<'a> {
 const SUBJECT: &str = "reminder/subject.txt";
 const TEXT: &str = "reminder/body.txt";
 const HTML: &str = "reminder/body.html";
+const ALERT_SUBJECT: &str = "alert/subject.txt";
+const ALERT_TEXT: &str = "alert/body.txt";
+const ALERT_HTML: &str = "alert/body.html";
 
 fn templates() -> Result<Environment<'static>, minijinja::Error> {
     let mut templates = Environment::new();
@@ -283,6 +344,9 @@ fn templates() -> Result<Environment<'static>, minijinja::Error> {
     templates.add_template(SUBJECT, include_str!("../../config/templates/reminder/subject.txt"))?;
     templates.add_template(TEXT, include_str!("../../config/templates/reminder/body.txt"))?;
     templates.add_template(HTML, include_str!("../../config/templates/reminder/body.html"))?;
+    templates.add_template(ALERT_SUBJECT, include_str!("../../config/templates/alert/subject.txt"))?;
+    templates.add_template(ALERT_TEXT, include_str!("../../config/templates/alert/body.txt"))?;
+    templates.add_template(ALERT_HTML, include_str!("../../config/templates/alert/body.html"))?;
     Ok(templates)
 }
 

@@ -1,7 +1,7 @@
 //! A pass: the steps of one job from "what is due?" until nothing is, under one lease.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::Notify;
@@ -9,9 +9,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::steady::{Steady, Waits};
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::jobs::purge::Retention;
-use crate::jobs::{Outcome, Rules, expire, purge, remind};
+use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
 use crate::schedule::Cron;
 use crate::store::jobs::Lease;
 use crate::store::{Error, Result, Store};
@@ -84,9 +85,32 @@ pub(super) struct Planner<S> {
     /// Told when messages were opened.
     pub(super) opened: Arc<Notify>,
     pub(super) stop: CancellationToken,
+    /// Whether the clock can be believed; shared by the jobs.
+    pub(super) steady: Arc<Mutex<Steady>>,
+}
+
+/// The names under which a tally counts what guards kept back.
+const HELD: &str = "messages held";
+const WAITS: &str = "steps that the guard stopped";
+
+impl Tally {
+    /// Whether a guard kept something back.
+    pub(super) fn was_guarded(&self) -> bool {
+        self.get(HELD) > 0 || self.get(WAITS) > 0
+    }
 }
 
 impl<S: Store> Planner<S> {
+    /// Compares the clock with what the last pass was recorded at, by whichever process that was.
+    pub(super) async fn started(&self) -> Result<()> {
+        let records = self.store.job_records().await?;
+        let last =
+            records.iter().filter(|record| record.name == Task::Expire.name()).filter_map(|r| r.finished_at).max();
+        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        steady.started(self.clock.now(), Instant::now(), last);
+        Ok(())
+    }
+
     /// One pass now, and one whenever woken, until stopped.
     pub(super) async fn run(self, task: Task, wake: Arc<Notify>) {
         while !self.stop.is_cancelled() {
@@ -106,6 +130,13 @@ impl<S: Store> Planner<S> {
             tracing::debug!("another process does this job now");
             return Ok(None);
         };
+        if let Some(waits) = self.clock_waits(task) {
+            if waits.new {
+                tracing::warn!("{}", waits.why);
+            }
+            self.store.finish(&lease, self.clock.now(), Err(&waits.why)).await?;
+            return Ok(Some(tally));
+        }
         let result = self.steps(task, &lease, &mut tally).await;
         let report = tally.to_string();
         let error = result.as_ref().err().map(ToString::to_string);
@@ -120,6 +151,15 @@ impl<S: Store> Planner<S> {
             tracing::info!(millis, %report, "pass finished");
         }
         Ok(Some(tally))
+    }
+
+    /// Why nothing is to be planned now by this clock.
+    fn clock_waits(&self, task: Task) -> Option<Waits> {
+        if task == Task::Purge {
+            return None;
+        }
+        let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
+        steady.look(self.clock.now(), Instant::now())
     }
 
     async fn steps(&self, task: Task, lease: &Lease, tally: &mut Tally) -> Result<()> {
@@ -138,7 +178,12 @@ impl<S: Store> Planner<S> {
             }
             tokio::time::sleep(S::GAP).await;
         }
-        if tally.get("reminders") > 0 {
+        let held = match task {
+            Task::Remind => guard::watch(&self.store, &self.rules, self.clock.now()).await?,
+            Task::Expire if tally.was_guarded() => guard::watch(&self.store, &self.rules, self.clock.now()).await?,
+            Task::Expire | Task::Purge => false,
+        };
+        if tally.get("reminders") > 0 || tally.was_guarded() || held {
             self.opened.notify_one();
         }
         Ok(())
@@ -150,11 +195,12 @@ impl<S: Store> Planner<S> {
             Task::Expire => {
                 let Outcome { did, more } = expire::step(&self.store, lease, &self.rules, now).await?;
                 tally.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
+                tally.add([(HELD, did.held), (WAITS, u64::from(did.waits))]);
                 Ok(more)
             }
             Task::Remind => {
                 let Outcome { did, more } = remind::step(&self.store, lease, &self.rules, now).await?;
-                tally.add([("reminders", did.pending), ("settled", did.settled)]);
+                tally.add([("reminders", did.pending), ("settled", did.settled), (HELD, did.held)]);
                 Ok(more)
             }
             Task::Purge => {

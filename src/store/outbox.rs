@@ -40,6 +40,36 @@ words!(MessageState {
     Cancelled => "cancelled",
 });
 
+/// What a message is for. Each kind collects in a message of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MessageKind {
+    /// Reminders for a contact.
+    Reminders,
+    /// For the fallback: what others could not be told. One a day.
+    Escalations,
+    /// For the fallback: a guard keeps messages back.
+    Held,
+    /// For the fallback: a message that is kept back comes near its token's deadline.
+    HeldUrgent,
+    /// For the fallback: a guard keeps tokens from being marked expired.
+    Expiry,
+}
+
+words!(MessageKind {
+    Reminders => "reminders",
+    Escalations => "escalations",
+    Held => "held",
+    HeldUrgent => "held_urgent",
+    Expiry => "expiry",
+});
+
+impl MessageKind {
+    /// Whether it carries reminders; else it is an alert.
+    pub fn carries(self) -> bool {
+        matches!(self, Self::Reminders | Self::Escalations)
+    }
+}
+
 /// Where messages are due, and when the next one will be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Queue {
@@ -69,6 +99,8 @@ pub struct ClaimedReminder {
 pub struct ClaimedMessage {
     /// Which message.
     pub id: MessageId,
+    /// What it is for.
+    pub kind: MessageKind,
     /// To whom.
     pub contact: Contact,
     /// The process.
@@ -147,7 +179,8 @@ pub trait Outbox {
     fn queue(&self, now: Timestamp) -> impl Future<Output = Result<Queue>> + Send;
 
     /// Claims due messages of a bucket, `limit` at most: those that are open or in retry, and those whose lease ended.
-    /// One that is claimed for the first time takes all that is pending for its contact; a later claim adds nothing.
+    /// One that is claimed for the first time takes all that is pending for its contact and of its kind; a later claim adds
+    /// nothing.
     ///
     /// # Errors
     /// When the store fails, with nothing claimed.

@@ -5,11 +5,14 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::Result;
 use super::accounts::ReminderState;
 use super::jobs::Lease;
+use super::outbox::MessageKind;
+use super::row::At;
 use crate::clock::Timestamp;
 use crate::policy::{Deadline, Lead, Reason};
 use crate::token::{Bucket, ContactId, Owner, OwnerId, Token, TokenId};
@@ -90,6 +93,8 @@ pub struct Decided<'a> {
     pub reminders: Vec<NewReminder>,
     /// No claim of the messages that are opened before this instant.
     pub not_before: Timestamp,
+    /// How many messages may be opened; what needs more is held. `None`: any number.
+    pub may_open: Option<u64>,
 }
 
 /// What became of what a planning step decided.
@@ -101,6 +106,105 @@ pub struct Written {
     pub pending: u64,
     /// Reminders written as superseded, unreachable or stale.
     pub settled: u64,
+    /// Messages that were opened.
+    pub opened: u64,
+    /// Messages that were held, or to which something was added.
+    pub held: u64,
+    /// Tokens past their deadline wait, because more would be marked expired than the guard allows in an hour.
+    pub waits: bool,
+}
+
+/// What jobs did within a span of time, by the minute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Messages that were opened.
+    pub messages: u64,
+    /// Tokens that were marked expired.
+    pub expired: u64,
+}
+
+/// What a guard keeps back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// How many messages.
+    pub messages: u64,
+    /// When the first of them was.
+    pub since: Timestamp,
+    /// The next deadline that they speak of, where one lies ahead.
+    pub next_deadline: Option<Timestamp>,
+}
+
+/// The least time between two digests of escalations.
+const DIGEST_EVERY: TimeDelta = TimeDelta::days(1);
+
+/// From when on a digest of escalations may be claimed, if the last one was first claimed then. One that lies in the
+/// future was claimed by a wrong clock, and is not waited for.
+pub(super) fn next_digest(last: Option<Timestamp>, now: Timestamp, not_before: Timestamp) -> Timestamp {
+    let next = last.filter(|last| *last <= now).map_or(not_before, |last| last + DIGEST_EVERY);
+    next.max(not_before)
+}
+
+/// The minute that an instant belongs to.
+pub(super) fn minute(at: Timestamp) -> Timestamp {
+    at - TimeDelta::seconds(at.timestamp().rem_euclid(60))
+}
+
+/// The name under which expired tokens are counted; messages are under the name of the job that opened them.
+pub(super) const EXPIRED: &str = "expired";
+
+/// Counts what a job did in this minute.
+pub(super) const COUNT: &str = "INSERT INTO guard_counts (bucket, name, minute, amount) VALUES (0, $1, $2, $3) \
+     ON CONFLICT (bucket, minute, name) DO UPDATE SET amount = guard_counts.amount + excluded.amount";
+
+/// What was counted within a span of minutes.
+pub(super) const COUNTED: &str = "SELECT name, CAST(SUM(amount) AS BIGINT) FROM guard_counts \
+     WHERE bucket = 0 AND minute > $1 AND minute <= $2 \
+     GROUP BY name";
+
+/// Forgets what was counted long ago.
+pub(super) const FORGET_COUNTS: &str = "DELETE FROM guard_counts WHERE bucket = 0 AND minute < $1";
+
+/// When the fallback's last digest was first claimed. Index messages_to_fallback.
+pub(super) const LAST_DIGEST: &str = "SELECT MAX(claimed_at) FROM messages \
+     WHERE bucket = $1 AND contact_id = $2 AND kind = 'escalations' AND kind <> 'reminders'";
+
+/// What is held: how much, since when, and the next deadline. Index messages_held_deadline.
+pub(super) const HELD: &str = "SELECT COUNT(*), MIN(created_at), \
+            (SELECT MIN(not_before) FROM messages WHERE state = 'held' AND not_before > $1) \
+     FROM messages WHERE state = 'held'";
+
+/// Opens an alert, unless one of its kind was opened since. Index messages_to_fallback.
+pub(super) const ALERT: &str = "INSERT INTO messages \
+         (bucket, id, contact_id, kind, state, not_before, attempts, lease_epoch, created_at) \
+     SELECT $1, $2, $3, $4, 'open', $5, 0, 0, $5 \
+     WHERE NOT EXISTS ( \
+         SELECT 1 FROM messages \
+         WHERE bucket = $1 AND contact_id = $3 AND kind = $4 AND kind <> 'reminders' AND created_at >= $6 \
+     ) \
+     ON CONFLICT DO NOTHING";
+
+impl Counted {
+    /// Adds up what the rows of [`COUNTED`] say.
+    pub(super) fn from_rows(rows: impl IntoIterator<Item = (String, i64)>) -> Self {
+        let mut counted = Self::default();
+        for (name, amount) in rows {
+            let amount = u64::try_from(amount).unwrap_or_default();
+            if name == EXPIRED {
+                counted.expired += amount;
+            } else {
+                counted.messages += amount;
+            }
+        }
+        counted
+    }
+}
+
+impl Held {
+    /// From the row of [`HELD`]; `None` where nothing is held.
+    pub(super) fn from_row((messages, since, next_deadline): (i64, Option<At>, Option<At>)) -> Option<Self> {
+        let messages = u64::try_from(messages).unwrap_or_default();
+        since.map(|since| Self { messages, since: since.0, next_deadline: next_deadline.map(|at| at.0) })
+    }
 }
 
 /// What `remind` moves on by what it writes.
@@ -121,6 +225,8 @@ pub struct Cutoffs {
     pub messages: Timestamp,
     /// Tokens that ended before this.
     pub ended_tokens: Timestamp,
+    /// What the guards counted before this.
+    pub guard_counts: Timestamp,
 }
 
 /// How many rows a purge step removed.
@@ -209,6 +315,42 @@ pub trait Planning {
         decided: Decided<'_>,
         progress: Progress,
     ) -> impl Future<Output = Result<Written>> + Send;
+
+    /// What jobs did in the minutes after `since`, up to the one of `now`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn counted(&self, since: Timestamp, now: Timestamp) -> impl Future<Output = Result<Counted>> + Send;
+
+    /// How many contacts there are. Counts them: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn contact_count(&self) -> impl Future<Output = Result<u64>> + Send;
+
+    /// What is held; `None` where nothing is.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn held(&self, now: Timestamp) -> impl Future<Output = Result<Option<Held>>> + Send;
+
+    /// How many active tokens are past their deadline.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn overdue_count(&self, now: Timestamp) -> impl Future<Output = Result<u64>> + Send;
+
+    /// Opens an alert for a contact, unless one of this kind was opened since then. Returns whether it did.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn alert(
+        &self,
+        contact: ContactId,
+        kind: MessageKind,
+        unless_since: Timestamp,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
 
     /// How far each lead has been dealt with.
     ///

@@ -24,13 +24,18 @@ use super::accounts::{
     Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCounts, TokenFilter, TokenOrder,
 };
 use super::common::common_operations;
+use super::common_messages::{common_messages, message_query};
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
+use super::outbox::{MessageKind, MessageState};
 use super::row::{
-    self, At, ContactRow, CountsRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns,
+    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, SummaryRow,
+    TokenRow, token_columns,
 };
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::{DATABASE_TIME, Timestamp};
+use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
@@ -167,3 +172,9 @@ impl Store for Postgres {
 }
 
 common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
+common_messages!(
+    Postgres,
+    sqlx::Postgres,
+    id_digits = "REPLACE(m.id::text, '-', '')",
+    not_yet_due = "deadline > $2 + lead * INTERVAL '1 second'"
+);

@@ -14,7 +14,8 @@ use uuid::Uuid;
 use super::accounts::{OwnerSummary, ReminderRecord, TokenCounts};
 use super::imports::Known;
 use super::jobs::JobRecord;
-use super::outbox::{ClaimedMessage, ClaimedReminder, MessageState};
+use super::messages::{CarriedRecord, MessageRecord};
+use super::outbox::{ClaimedMessage, ClaimedReminder, MessageKind, MessageState};
 use super::planning::{Candidate, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
@@ -372,11 +373,21 @@ impl TryFrom<HistoryRow> for ReminderRecord {
 pub(super) struct ClaimRow {
     pub(super) id: Uuid,
     pub(super) contact_id: Uuid,
+    kind: String,
     pub(super) lease_epoch: i32,
     attempts: i32,
     lost_claims: i32,
     created_at: At,
     claimed_at: At,
+}
+
+impl ClaimRow {
+    /// Whether it takes reminders that are escalated, or those that are not; `None` where it takes none: a retry says the
+    /// same or less.
+    pub(super) fn takes(&self) -> Option<bool> {
+        let kind = self.kind.parse::<MessageKind>().ok().filter(|kind| kind.carries() && self.lease_epoch == 1);
+        kind.map(|kind| kind == MessageKind::Escalations)
+    }
 }
 
 /// What a claimed message carries.
@@ -438,6 +449,7 @@ fn message(
     let contact = contact.ok_or_else(|| broken("messages", "contact_id", claim.id, "there is no such contact"))?;
     Ok(ClaimedMessage {
         id: claim.id.into(),
+        kind: word("messages", "kind", claim.id, &claim.kind)?,
         contact: contact.try_into()?,
         holder,
         epoch: claim.lease_epoch,
@@ -515,4 +527,71 @@ impl From<CountsRow> for TokenCounts {
 pub(super) fn message_count((state, count): (String, i64)) -> Result<(MessageState, u64)> {
     let state = word("messages", "state", Uuid::nil(), &state)?;
     Ok((state, u64::try_from(count).unwrap_or_default()))
+}
+
+/// A message as operators see it.
+#[derive(FromRow)]
+pub(super) struct MessageRow {
+    id: Uuid,
+    kind: String,
+    state: String,
+    contact_id: Uuid,
+    address: Option<String>,
+    created_at: At,
+    claimed_at: Option<At>,
+    not_before: At,
+    finished_at: Option<At>,
+    attempts: i32,
+    unknown_outcomes: i32,
+    lost_claims: i32,
+    last_reply: Option<String>,
+    pending: i64,
+}
+
+impl TryFrom<MessageRow> for MessageRecord {
+    type Error = Error;
+
+    fn try_from(row: MessageRow) -> Result<Self> {
+        Ok(Self {
+            id: row.id.into(),
+            kind: word("messages", "kind", row.id, &row.kind)?,
+            state: word("messages", "state", row.id, &row.state)?,
+            contact: row.contact_id.into(),
+            address: row.address.map(Address::from_store),
+            created_at: row.created_at.0,
+            claimed_at: row.claimed_at.map(|at| at.0),
+            not_before: row.not_before.0,
+            finished_at: row.finished_at.map(|at| at.0),
+            attempts: row.attempts,
+            unknown_outcomes: row.unknown_outcomes,
+            lost_claims: row.lost_claims,
+            last_reply: row.last_reply,
+            pending: row.pending.unsigned_abs(),
+        })
+    }
+}
+
+/// A reminder that a message carries, as operators see it.
+#[derive(FromRow)]
+pub(super) struct ContentRow {
+    token_id: Uuid,
+    lead: i64,
+    deadline: At,
+    state: String,
+    reason: Option<String>,
+}
+
+impl TryFrom<ContentRow> for CarriedRecord {
+    type Error = Error;
+
+    fn try_from(row: ContentRow) -> Result<Self> {
+        Ok(Self {
+            token: row.token_id.into(),
+            description: None,
+            lead: Lead::from_seconds(row.lead),
+            deadline: row.deadline.0,
+            state: word("reminders", "state", row.token_id, &row.state)?,
+            reason: row.reason,
+        })
+    }
 }

@@ -27,13 +27,18 @@ use super::accounts::{
     Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCounts, TokenFilter, TokenOrder,
 };
 use super::common::common_operations;
+use super::common_messages::{common_messages, message_query};
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
+use super::outbox::{MessageKind, MessageState};
 use super::row::{
-    self, At, ContactRow, CountsRow, HistoryRow, JobRow, ListedRow, OwnerRow, SummaryRow, TokenRow, token_columns,
+    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, SummaryRow,
+    TokenRow, token_columns,
 };
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::Timestamp;
+use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
@@ -173,3 +178,4 @@ impl Store for Sqlite {
 }
 
 common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
+common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");

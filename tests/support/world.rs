@@ -7,7 +7,9 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use lapsed::change::{self, Edit};
 use lapsed::clock::{Clock, ManualClock, Timestamp};
+use lapsed::config::Limit;
 use lapsed::jobs::deliver::{Delivered, Deliverer, Terms};
+use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
@@ -21,6 +23,11 @@ use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, To
 use uuid::Uuid;
 
 use super::backend::Backend;
+
+/// A guard that lets everything happen.
+pub fn unguarded() -> Guard {
+    Guard::new(Limit::None, Limit::None)
+}
 
 pub fn days(n: i64) -> TimeDelta {
     TimeDelta::days(n)
@@ -52,7 +59,7 @@ impl<B: Backend> World<B> {
     pub async fn on(backend: B) -> Self {
         let store = backend.open().await;
         let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
-        let rules = Rules { policy, fallback: None, hold: TimeDelta::zero(), batch: 3 };
+        let rules = Rules { policy, fallback: None, hold: TimeDelta::zero(), batch: 3, guard: unguarded() };
         let clock = Arc::new(ManualClock::at(dawn()));
         Self { backend, store, clock, rules, process: Uuid::from_u128(1) }
     }
@@ -125,6 +132,8 @@ impl<B: Backend> World<B> {
             total.tokens += outcome.did.tokens;
             total.pending += outcome.did.pending;
             total.settled += outcome.did.settled;
+            total.opened += outcome.did.opened;
+            total.held += outcome.did.held;
             if !outcome.more {
                 break;
             }
@@ -156,6 +165,8 @@ impl<B: Backend> World<B> {
             self.check().await;
             total.pending += outcome.did.pending;
             total.settled += outcome.did.settled;
+            total.opened += outcome.did.opened;
+            total.held += outcome.did.held;
             if !outcome.more {
                 return total;
             }
@@ -212,8 +223,9 @@ impl<B: Backend> World<B> {
                  WHERE r.state = 'pending' AND NOT EXISTS ( \
                      SELECT 1 FROM messages m \
                      WHERE m.bucket = r.bucket AND m.contact_id = r.contact_id AND ( \
-                         (r.message_id IS NULL AND m.state IN ('open', 'held')) OR \
-                         (m.id = r.message_id AND m.state IN ('sending', 'retry')) \
+                         (r.message_id IS NULL AND m.state = 'open' \
+                             AND r.escalation = (m.kind = 'escalations') AND m.kind IN ('reminders', 'escalations')) OR \
+                         (m.id = r.message_id AND m.state IN ('held', 'sending', 'retry')) \
                      ) \
                  )",
             )

@@ -77,6 +77,37 @@ impl Remove {
     }
 }
 
+/// `lapsed owner contact unsuppress`
+#[derive(Debug, Args)]
+pub struct Unsuppress {
+    /// The address
+    #[arg(value_name = "ADDR", value_parser = Address::parse)]
+    address: Address,
+}
+
+impl Unsuppress {
+    pub(in crate::cli) async fn run<S: Store>(self, store: &S) -> Outcome {
+        let Some(contact) = store.find_contact(&self.address).await? else {
+            return Err(anyhow::anyhow!("{} is not a contact of any owner", self.address).into());
+        };
+        if contact.suppressed.is_none() {
+            output::say(&format!("{} was not suppressed: it gets mail.", self.address));
+            return Ok(());
+        }
+        store.unsuppress(contact.id).await?;
+        output::print(&output::facts(&[
+            ("contact", self.address.to_string()),
+            ("was suppressed", suppressed(&contact, Tz::UTC)),
+        ]))?;
+        output::say(&format!(
+            "It gets mail again. What failed meanwhile stays so: `lapsed outbox list --state failed --to {}` shows it, \
+             `lapsed outbox retry` sends what is still true.",
+            self.address
+        ));
+        Ok(())
+    }
+}
+
 /// `lapsed owner contact list`
 #[derive(Debug, Args)]
 pub struct List {

@@ -8,7 +8,7 @@ use chrono::TimeDelta;
 
 use super::LEASE;
 use crate::clock::{Clock, Timestamp};
-use crate::mail::compose::{Composer, Item, Letter};
+use crate::mail::compose::{Alert, Composer, Content, Item, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policy::{Reason, Verdict, recheck};
@@ -45,10 +45,11 @@ pub(super) struct Attempt {
 
 impl Attempt {
     /// What is to be done about a message that was claimed, by what is true now; with the letter to send, if there is
-    /// one.
+    /// one. An alert that is no longer true, or whose contact is not the fallback any more, has nothing left to say.
     pub(super) fn new(
         message: ClaimedMessage,
         facts: &Facts,
+        alert: Option<Alert>,
         fallback: Option<ContactId>,
         now: Timestamp,
     ) -> (Self, Option<Letter>) {
@@ -64,9 +65,13 @@ impl Attempt {
             settled.extend(speaking.iter().map(unreachable));
         } else if message.lost_claims > MOST_LOST_CLAIMS {
             happened = Some(Happened::Deserted { claims: message.lost_claims.unsigned_abs() });
-        } else if !speaking.is_empty() {
-            let items = speaking.iter().filter_map(|said| said.item(facts)).collect();
-            letter = Some(Letter { message: message.id, to: message.contact.clone(), items });
+        } else {
+            let content = match alert.filter(|_| fallback == Some(message.contact.id)) {
+                Some(alert) => Some(Content::Alert(alert)),
+                None if speaking.is_empty() => None,
+                None => Some(Content::Reminders(speaking.iter().filter_map(|said| said.item(facts)).collect())),
+            };
+            letter = content.map(|content| Letter { message: message.id, to: message.contact.clone(), content });
         }
         let lease_until = message.lease_until;
         (Self { message, speaking, settled, passed_on, lease_until, happened }, letter)

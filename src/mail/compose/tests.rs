@@ -69,7 +69,7 @@ fn letter(items: Vec<Item>) -> Letter {
         locale: None,
         suppressed: None,
     };
-    Letter { message: MessageId::from(Uuid::from_u128(0xd000)), to, items }
+    Letter { message: MessageId::from(Uuid::from_u128(0xd000)), to, content: Content::Reminders(items) }
 }
 
 /// A composed mail as another program's parser reads it.
@@ -277,9 +277,9 @@ fn what_cannot_be_composed_says_why_and_names_no_address() {
     broken.to.address = Address::from_store("ann@example.org\r\nBcc: all@example.org".into());
     let error = composer.compose(&broken, now()).expect_err("no address").to_string();
     assert_eq!(error, "the address of contact 00000000-0000-0000-0000-00000000c000 is not a mail address");
-    let mut without_deadline = letter(vec![in_days(1, 7)]);
-    without_deadline.items[0].token.expires_at = None;
-    assert!(matches!(composer.compose(&without_deadline, now()), Err(ComposeError::Nothing)));
+    let mut without_deadline = in_days(1, 7);
+    without_deadline.token.expires_at = None;
+    assert!(matches!(composer.compose(&letter(vec![without_deadline]), now()), Err(ComposeError::Nothing)));
 }
 
 #[test]

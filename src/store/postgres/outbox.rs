@@ -46,7 +46,7 @@ impl Outbox for Postgres {
                  LIMIT $5 \
                  FOR UPDATE SKIP LOCKED \
              )) \
-             RETURNING id, contact_id, lease_epoch, attempts, lost_claims, created_at, claimed_at",
+             RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
         )
         .bind(bucket)
         .bind(now)
@@ -58,17 +58,20 @@ impl Outbox for Postgres {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
-        // Index reminders_pending. Only a first claim attaches: a retry says the same or less.
-        let first: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.lease_epoch == 1).collect();
-        if !first.is_empty() {
+        // Index reminders_pending.
+        let takers: Vec<(&ClaimRow, bool)> =
+            claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
+        if !takers.is_empty() {
             sqlx::query(
                 "UPDATE reminders r SET message_id = m.id \
-                 FROM UNNEST($2::uuid[], $3::uuid[]) AS m (id, contact_id) \
-                 WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL",
+                 FROM UNNEST($2::uuid[], $3::uuid[], $4::boolean[]) AS m (id, contact_id, escalated) \
+                 WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL \
+                   AND r.escalation = m.escalated",
             )
             .bind(bucket)
-            .bind(first.iter().map(|claim| claim.id).collect::<Vec<_>>())
-            .bind(first.iter().map(|claim| claim.contact_id).collect::<Vec<_>>())
+            .bind(takers.iter().map(|(claim, _)| claim.id).collect::<Vec<_>>())
+            .bind(takers.iter().map(|(claim, _)| claim.contact_id).collect::<Vec<_>>())
+            .bind(takers.iter().map(|(_, escalated)| *escalated).collect::<Vec<_>>())
             .execute(&mut *tx)
             .await?;
         }
@@ -129,7 +132,7 @@ impl Outbox for Postgres {
         let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
         settle(&mut tx, bucket, &ours, now).await?;
         let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-        write_reminders(&mut tx, &escalations, now, now).await?;
+        write_reminders(&mut tx, &escalations, now, now, None).await?;
         tx.commit().await?;
         Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
     }

@@ -45,7 +45,7 @@ impl Outbox for Sqlite {
                  ORDER BY not_before \
                  LIMIT $5 \
              ) \
-             RETURNING id, contact_id, lease_epoch, attempts, lost_claims, created_at, claimed_at",
+             RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
         )
         .bind(bucket)
         .bind(At(now))
@@ -57,19 +57,23 @@ impl Outbox for Sqlite {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
-        // Index reminders_pending. Only a first claim attaches: a retry says the same or less.
-        let first: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.lease_epoch == 1).collect();
-        if !first.is_empty() {
+        // Index reminders_pending.
+        let takers: Vec<(&ClaimRow, bool)> =
+            claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
+        if !takers.is_empty() {
             sqlx::query(
                 "UPDATE reminders AS r \
                  SET message_id = ( \
-                     SELECT UNHEX(m.value ->> 0) FROM json_each($2) AS m WHERE UNHEX(m.value ->> 1) = r.contact_id \
+                     SELECT UNHEX(m.value ->> 0) FROM json_each($2) AS m \
+                     WHERE UNHEX(m.value ->> 1) = r.contact_id AND m.value ->> 2 = r.escalation \
                  ) \
                  WHERE r.bucket = $1 AND r.state = 'pending' AND r.message_id IS NULL \
                    AND r.contact_id IN (SELECT UNHEX(value ->> 1) FROM json_each($2))",
             )
             .bind(bucket)
-            .bind(json(first.iter().map(|claim| (hex(claim.id), hex(claim.contact_id)))))
+            .bind(json(
+                takers.iter().map(|(claim, escalated)| (hex(claim.id), hex(claim.contact_id), i32::from(*escalated))),
+            ))
             .execute(&mut *tx)
             .await?;
         }
@@ -132,7 +136,7 @@ impl Outbox for Sqlite {
         let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
         settle(&mut tx, bucket, &ours, now).await?;
         let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-        write_reminders(&mut tx, &escalations, now, now).await?;
+        write_reminders(&mut tx, &escalations, now, now, None).await?;
         tx.commit().await?;
         Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
     }
