@@ -13,6 +13,7 @@ mod everyday;
 mod guards;
 mod harness;
 mod imports;
+mod kills;
 mod model;
 mod outcomes;
 mod pipeline;

@@ -105,7 +105,8 @@ pub struct OnPostgres {
 }
 
 impl OnPostgres {
-    fn on(database: Database) -> Self {
+    /// The store in this database, which may be empty.
+    pub fn on(database: Database) -> Self {
         let direct = PgPoolOptions::new().max_connections(1).connect_lazy(&database.url).expect("a URL");
         Self { direct, database }
     }

@@ -236,6 +236,13 @@ impl Daemon {
         std::fs::read_to_string(&self.log).expect("the log")
     }
 
+    /// The id under which it leases messages and jobs, once it has started.
+    pub fn holder(&self) -> String {
+        let log = self.log();
+        let rest = log.split_once("process=").expect("it has started").1;
+        rest.split_whitespace().next().expect("an id").to_owned()
+    }
+
     /// Waits until the log holds this text.
     #[track_caller]
     pub fn wait_for_log(&mut self, text: &str) {

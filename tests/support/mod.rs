@@ -26,6 +26,7 @@ macro_rules! on_every_back_end {
 
 pub mod backend;
 pub mod cli;
+pub mod cluster;
 pub mod deaths;
 pub mod many;
 pub mod plans;

@@ -19,14 +19,18 @@ pub struct Database {
 /// # Panics
 /// When `tests/run` did not start PostgreSQL, or it refuses.
 pub async fn fresh() -> Database {
-    // Nobody can connect to template0, so creating never finds its template in use, any number at once.
-    create("template0").await
+    fresh_in(&super::from_environment("LAPSED_TEST_POSTGRES", "starts PostgreSQL")).await
 }
 
-async fn create(template: &str) -> Database {
-    let admin_url = super::from_environment("LAPSED_TEST_POSTGRES", "starts PostgreSQL");
+/// The same in another cluster, whose superuser this URL is for.
+pub async fn fresh_in(admin_url: &str) -> Database {
+    // Nobody can connect to template0, so creating never finds its template in use, any number at once.
+    create(admin_url, "template0").await
+}
+
+async fn create(admin_url: &str, template: &str) -> Database {
     let name = super::unique_name("lapsed_");
-    let mut admin = connect(&admin_url).await;
+    let mut admin = connect(admin_url).await;
     let create = format!("CREATE DATABASE {name} TEMPLATE {template}");
     sqlx::query(AssertSqlSafe(create))
         .execute(&mut admin)
@@ -34,18 +38,18 @@ async fn create(template: &str) -> Database {
         .unwrap_or_else(|error| panic!("CREATE DATABASE {name}: {error}"));
     // Waiting for the goodbye keeps the number of connections bounded.
     let _ = admin.close().await;
-    Database { url: with_database(&admin_url, &name), name, admin_url }
+    Database { url: with_database(admin_url, &name), name, admin_url: admin_url.to_owned() }
 }
 
 impl Database {
     /// A database with the same contents, to which nobody is connected.
     pub async fn copy(&self) -> Database {
-        create(&self.name).await
+        create(&self.admin_url, &self.name).await
     }
 
     /// The same for one of gigabytes: copying files is then faster than writing all of it to the log.
     pub async fn copy_files(&self) -> Database {
-        create(&format!("{} STRATEGY FILE_COPY", self.name)).await
+        create(&self.admin_url, &format!("{} STRATEGY FILE_COPY", self.name)).await
     }
 
     /// A plain connection, beside whatever the code under test opens.

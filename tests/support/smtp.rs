@@ -121,7 +121,7 @@ fn try_start(program: &str, options: &[&str]) -> Option<Sink> {
     let owner = std::fs::metadata(store.path()).expect("the directory of the stored messages").uid();
     if owner == 0 {
         // smtp-sink insists on giving up root; the new user must be able to write.
-        chown(store.path(), Some(id_of("nobody")), None).expect("chown to nobody");
+        chown(store.path(), Some(id_of("-u", "nobody")), None).expect("chown to nobody");
         command.args(["-u", "nobody"]);
     }
     let process = command
@@ -159,9 +159,9 @@ fn greeting(port: u16) -> Option<String> {
     Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// The number of a user.
-fn id_of(user: &str) -> u32 {
-    let output = Command::new("id").args(["-u", user]).output().expect("the command id");
+/// The number of a user (`-u`), or of its group (`-g`).
+pub fn id_of(what: &str, user: &str) -> u32 {
+    let output = Command::new("id").args([what, user]).output().expect("the command id");
     String::from_utf8_lossy(&output.stdout).trim().parse().unwrap_or_else(|_| panic!("no user {user} on this machine"))
 }
 

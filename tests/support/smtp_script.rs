@@ -74,6 +74,8 @@ pub enum Action {
     TakeAndSay(String),
     /// Sends this reply in small pieces, with pauses between them.
     Slowly(String),
+    /// Waits so long, then goes on as if there were no rule. At [`Phase::Dot`] the message is taken first.
+    After(Duration),
     /// Says nothing until [`Server::release`], or for ever; then goes on as if there were no rule.
     Stall,
 }
@@ -382,7 +384,7 @@ impl Conversation {
         let action = self.decide(Phase::Dot, &content).await;
         // Recorded before the reply: who has read the reply finds the message.
         let taken = match &action {
-            None | Some(Action::TakeAndClose | Action::TakeAndSay(_)) => true,
+            None | Some(Action::TakeAndClose | Action::TakeAndSay(_) | Action::After(_)) => true,
             Some(Action::Reply(text) | Action::ReplyAndClose(text) | Action::Slowly(text)) => text.starts_with('2'),
             Some(Action::Close | Action::Stall) => false,
         };
@@ -428,6 +430,10 @@ impl Conversation {
     async fn perform(&mut self, action: Option<Action>, accept: &str) -> io::Result<Next> {
         let (text, close) = match action {
             None | Some(Action::Stall) => (accept.to_owned(), false),
+            Some(Action::After(pause)) => {
+                tokio::time::sleep(pause).await;
+                (accept.to_owned(), false)
+            }
             Some(Action::Reply(text)) => (text, false),
             Some(Action::ReplyAndClose(text) | Action::TakeAndSay(text)) => (text, true),
             Some(Action::Slowly(text)) => {
