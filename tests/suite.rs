@@ -18,5 +18,6 @@ mod model;
 mod outcomes;
 mod pipeline;
 mod planning;
+mod postfix;
 mod races;
 mod wrong_turns;

@@ -36,6 +36,17 @@ find_postgres() {
     printf '%s' "$best"
 }
 
+# Prints the path of smtp-sink, if there is one.
+find_smtp_sink() {
+    local path
+    for path in "${LAPSED_TEST_SMTP_SINK:-}" "$(command -v smtp-sink || true)" /usr/sbin/smtp-sink; do
+        if [[ -x $path ]]; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+}
+
 # Stops the PostgreSQL that was started here. SIGQUIT is the immediate shutdown: the data is thrown away, so nothing
 # needs to be written.
 stop_postgres() {
