@@ -107,9 +107,9 @@ impl Session {
     /// Each command when the one before it is answered.
     async fn one_by_one(&mut self, mail: Mail, rcpt: Rcpt, timeouts: &Timeouts) -> Envelope {
         let mut envelope =
-            Envelope { mail: within(timeouts.mail, self.connection.command(mail)).await, rcpt: None, data: None };
+            Envelope { mail: done(within(timeouts.mail, self.connection.command(mail)).await), rcpt: None, data: None };
         if envelope.mail.is_ok() {
-            let rcpt = within(timeouts.rcpt, self.connection.command(rcpt)).await;
+            let rcpt = done(within(timeouts.rcpt, self.connection.command(rcpt)).await);
             if rcpt.is_ok() {
                 envelope.data = Some(within(timeouts.data, self.connection.command(Data)).await);
             }
@@ -121,11 +121,11 @@ impl Session {
     /// All three commands in one write (RFC 2920), then the answers. Each is waited for, whatever those before it say:
     /// what is left unread would pass for the answer to something else.
     async fn all_at_once(&mut self, mail: Mail, rcpt: Rcpt, timeouts: &Timeouts) -> Envelope {
-        let mail = within(timeouts.mail, self.connection.command(format!("{mail}{rcpt}{Data}"))).await;
+        let mail = done(within(timeouts.mail, self.connection.command(format!("{mail}{rcpt}{Data}"))).await);
         if matches!(&mail, Err(fault) if !fault.leaves_the_session_alive()) {
             return Envelope { mail, rcpt: None, data: None };
         }
-        let rcpt = within(timeouts.rcpt, self.connection.read_response()).await;
+        let rcpt = done(within(timeouts.rcpt, self.connection.read_response()).await);
         let data = match &rcpt {
             Err(fault) if !fault.leaves_the_session_alive() => None,
             _ => Some(within(timeouts.data, self.connection.read_response()).await),
@@ -236,5 +236,14 @@ impl Session {
             parameters.push(MailParameter::Body(MailBodyParameter::EightBitMime));
         }
         Ok(parameters)
+    }
+}
+
+/// The answer to a command that is done with 2xx. lettre takes 3xx for success as well, which makes sense for DATA alone
+/// (RFC 5321, section 4.3.2): elsewhere the server is out of step with us.
+fn done(answer: Answer) -> Answer {
+    match answer {
+        Ok(reply) if !(200..300).contains(&u16::from(reply.code())) => Err(Fault::Broken(unexpected(&reply))),
+        answer => answer,
     }
 }

@@ -8,6 +8,7 @@ use super::session::ASK_AFTER;
 use super::*;
 use crate::config::{Login, Proof, Timeouts, Tls};
 
+mod replies;
 mod tls;
 
 /// One thing that the scripted server does.
