@@ -24,8 +24,10 @@ pub struct Shape {
     pub tokens: u64,
     /// SQL for the deadline of the token `i`, in seconds after now.
     pub deadline: String,
-    /// Messages that wait to be sent in an hour, to as many contacts, each about one token.
+    /// Messages to as many contacts, each about one token.
     pub queued: u64,
+    /// When they may be sent, in seconds after now.
+    pub queued_for: i64,
 }
 
 /// The instant of everything that is measured: the start of this program.
@@ -48,9 +50,9 @@ pub fn at<P: Place>(seconds: &str) -> String {
 pub async fn fill<P: Place>(shape: &Shape) -> P {
     let place = P::make().await;
     place.open().await.close().await; // makes the tables
-    let Shape { owners, tokens, deadline, queued } = shape;
+    let Shape { owners, tokens, deadline, queued, queued_for } = shape;
     let of = |n: &u64| P::Sql::numbers(u32::try_from(*n).expect("fewer than 4 billion"));
-    let (long_ago, later) = (at::<P>("-90 * 86400"), at::<P>("3600"));
+    let (long_ago, later) = (at::<P>("-90 * 86400"), at::<P>(&queued_for.to_string()));
     let owner_bucket = format!("(i % {owners} % 256)");
     let contact_bucket = format!("((i % {owners} * 31 + 7) % 256)");
     let owner = P::Sql::id(OWNER, &format!("i % {owners}"), &owner_bucket);

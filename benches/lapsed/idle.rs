@@ -51,13 +51,13 @@ pub async fn rows(sizes: &Sizes) -> Vec<Line> {
 async fn quiet(tokens: u64) -> OnPg {
     let owners = (tokens / 10).max(100_000);
     let deadline = "86400 * 90 + CAST(i AS BIGINT) * 7919 % 31536000".into();
-    fill(&Shape { owners, tokens, deadline, queued: 100_000 }).await
+    fill(&Shape { owners, tokens, deadline, queued: 100_000, queued_for: 3_600 }).await
 }
 
 async fn after_expirations(sizes: &Sizes) -> Line {
     let due = sizes.of(1_000_000);
     let deadline = format!("-1 - (CAST(i AS BIGINT) * 7919 % {due}) * 86400 / {due}");
-    let place: OnPg = fill(&Shape { owners: due, tokens: due, deadline, queued: 0 }).await;
+    let place: OnPg = fill(&Shape { owners: due, tokens: due, deadline, queued: 0, queued_for: 3_600 }).await;
     for table in ["tokens", "reminders", "messages"] {
         place.client(&format!("ALTER TABLE {table} SET (autovacuum_enabled = FALSE)"));
     }

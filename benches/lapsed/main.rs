@@ -3,11 +3,13 @@
 //! Relies on `benches/run`, which starts PostgreSQL. Reference and measurement alternate within a run, so that what else
 //! the machine does weighs on both.
 
+mod deliver;
 mod fill;
 mod idle;
 mod place;
 mod planning;
 mod program;
+mod relay;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -29,7 +31,20 @@ impl Sizes {
     }
 }
 
-const ROWS: [&str; 6] = ["expire-postgres", "expire-sqlite", "remind", "idle", "import", "verify"];
+const ROWS: [&str; 12] = [
+    "expire-postgres",
+    "expire-sqlite",
+    "remind",
+    "idle",
+    "import",
+    "verify",
+    "deliver-postgres",
+    "deliver-sqlite",
+    "deliver-far",
+    "deliver-one",
+    "deliver-slow",
+    "deliver-scaling",
+];
 
 #[tokio::main]
 async fn main() {
@@ -56,6 +71,12 @@ async fn main() {
             "idle" => lines.extend(idle::rows(&sizes).await),
             "import" => lines.push(program::import(&sizes).await),
             "verify" => lines.push(verify::row(&sizes).await),
+            "deliver-postgres" => lines.extend(deliver::near::<OnPg>(&sizes).await),
+            "deliver-sqlite" => lines.extend(deliver::near::<OnFile>(&sizes).await),
+            "deliver-far" => lines.push(deliver::far(&sizes).await),
+            "deliver-one" => lines.push(deliver::one(&sizes).await),
+            "deliver-slow" => lines.push(deliver::slow(&sizes).await),
+            "deliver-scaling" => lines.push(deliver::scaling(&sizes).await),
             "build" => lines.push(program::build()),
             other => panic!("no row {other:?}; there are {ROWS:?}"),
         }

@@ -27,6 +27,9 @@ pub trait Place: Sized {
     /// A database with the same contents. Nobody may be connected to this one.
     async fn copy(&self) -> Self;
 
+    /// The URL by which the program opens it.
+    fn url(&self) -> String;
+
     /// Opens it as a process does.
     async fn open(&self) -> Self::Store;
 
@@ -75,8 +78,12 @@ impl Place for OnPg {
         Self(self.0.copy_files().await)
     }
 
+    fn url(&self) -> String {
+        self.0.url.clone()
+    }
+
     async fn open(&self) -> Postgres {
-        Postgres::open(&self.0.url).await.expect("the store opens")
+        Postgres::open(&self.url()).await.expect("the store opens")
     }
 
     fn client(&self, sql: &str) -> Duration {
@@ -123,8 +130,12 @@ impl Place for OnFile {
         copy
     }
 
+    fn url(&self) -> String {
+        format!("sqlite:{}", self.path().display())
+    }
+
     async fn open(&self) -> Sqlite {
-        Sqlite::open(&format!("sqlite:{}", self.path().display())).await.expect("the store opens")
+        Sqlite::open(&self.url()).await.expect("the store opens")
     }
 
     fn client(&self, sql: &str) -> Duration {
@@ -133,8 +144,7 @@ impl Place for OnFile {
 
     /// Not in the client: its SQLite may be older than ours, and know no `UNHEX`.
     async fn fill(&self, sql: &str) {
-        let url = format!("sqlite:{}", self.path().display());
-        let mut connection = SqliteConnection::connect(&url).await.expect("a connection");
+        let mut connection = SqliteConnection::connect(&self.url()).await.expect("a connection");
         sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect("the rows");
         connection.close().await.expect("a goodbye");
     }

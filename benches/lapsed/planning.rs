@@ -36,7 +36,7 @@ pub async fn expire<P: Place>(sizes: &Sizes) -> Line {
         "CASE WHEN i < {due} THEN -1 - (CAST(i AS BIGINT) * 7919 % {due}) * 86400 / {due} \
               ELSE 86400 * 40 + CAST(i AS BIGINT) * 7919 % 31536000 END"
     );
-    let filled: P = fill(&Shape { owners: due, tokens, deadline, queued: 0 }).await;
+    let filled: P = fill(&Shape { owners: due, tokens, deadline, queued: 0, queued_for: 3_600 }).await;
     let (mut ours, mut bare) = (Vec::new(), Vec::new());
     for _ in 0..sizes.runs {
         let place = filled.copy().await;
@@ -77,7 +77,7 @@ pub async fn expire_all<S: Store>(store: &S, rules: &Rules) -> (Duration, Writte
 pub async fn remind(sizes: &Sizes) -> Line {
     let due = sizes.of(1_000_000);
     let deadline = format!("86400 * 30 - (CAST(i AS BIGINT) * 7919 % {due}) * 86400 / {due}");
-    let filled: OnPg = fill(&Shape { owners: due, tokens: due, deadline, queued: 0 }).await;
+    let filled: OnPg = fill(&Shape { owners: due, tokens: due, deadline, queued: 0, queued_for: 3_600 }).await;
     for lead in rules::<Postgres>().policy.leads() {
         filled.client(&format!(
             "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, {}, {}, '{}')",

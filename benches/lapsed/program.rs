@@ -100,14 +100,15 @@ pub async fn daemon(place: &OnPg, tokens: u64) -> Line {
     }
 }
 
-fn lapsed(place: &OnPg, directory: &Path) -> Command {
+/// The program on a store, with its log thrown away.
+pub fn lapsed<P: Place>(place: &P, directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lapsed"));
-    command.env("LAPSED__STORE__URL", &place.0.url).current_dir(directory).stdin(Stdio::null()).stderr(Stdio::null());
+    command.env("LAPSED__STORE__URL", place.url()).current_dir(directory).stdin(Stdio::null()).stderr(Stdio::null());
     command
 }
 
 /// A number of `/proc/PID/status`, in MB; `None` when the process has ended.
-fn memory(child: &Child, name: &str) -> Option<f64> {
+pub fn memory(child: &Child, name: &str) -> Option<f64> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
     let rest = status.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse::<f64>().ok().map(|kib| kib / 1024.0)

@@ -20,7 +20,7 @@ const SECRETS: usize = 1_000;
 
 pub async fn row(sizes: &Sizes) -> Line {
     let tokens = sizes.of(1_000_000);
-    let shape = Shape { owners: tokens / 10, tokens, deadline: "86400 * 90 + i".into(), queued: 0 };
+    let shape = Shape { owners: tokens / 10, tokens, deadline: "86400 * 90 + i".into(), queued: 0, queued_for: 3_600 };
     let place: OnPg = fill(&shape).await;
     let secrets = Arc::new(give_secrets(&place));
     // As many rows as tokens: 100,000 for each unit of the scale.
