@@ -1,8 +1,9 @@
 //! The command line: argument definitions, and what each command needs before it starts.
 //!
 //! Results go to stdout, messages to stderr. Exit status: 0 done, 1 failed (or "not valid" for `verify`), 2 wrong usage
-//! or configuration.
+//! or configuration; `bounce` speaks to mail systems, in the words of sysexits.h.
 
+mod bounce;
 mod demo;
 mod import;
 mod listing;
@@ -61,6 +62,8 @@ enum Command {
     Outbox(OutboxCommand),
     /// Show what the jobs did last, and what waits
     Status(status::Status),
+    /// Read a delivery status notification from standard input, as a mail system pipes it
+    Bounce(bounce::Bounce),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -153,6 +156,8 @@ pub enum Failure {
     Failed(anyhow::Error),
     /// The secret is not valid, which was said already: status 1.
     NotValid,
+    /// It ends with a status of its own, for this reason.
+    Status(u8, String),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -166,9 +171,14 @@ pub type Outcome = Result<(), Failure>;
 
 /// Runs the command that the arguments name.
 pub fn main(arguments: Arguments) -> ExitCode {
-    match dispatch(arguments) {
+    let is_bounce = matches!(arguments.command, Command::Bounce(_));
+    match dispatch(arguments).map_err(|failure| if is_bounce { bounce::try_again(failure) } else { failure }) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::NotValid) => ExitCode::from(1),
+        Err(Failure::Status(status, message)) => {
+            output::complain(&message);
+            ExitCode::from(status)
+        }
         Err(Failure::Usage(message)) => {
             output::complain(&message);
             ExitCode::from(2)
@@ -226,6 +236,7 @@ impl Command {
             // These need no store of the configuration, and are dispatched before one is opened.
             Self::Demo(_) | Self::Config(_) | Self::Completions { .. } => Ok(()),
             Self::Status(status) => status.run(&store, &*clock).await,
+            Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,
             Self::Run(run) => run.run(store.clone(), clock, settings).await,
             Self::Owner(OwnerCommand::Add(add)) => add.run(&store, &*clock).await,
             Self::Owner(OwnerCommand::List(list)) => list.run(&store, &*clock).await,

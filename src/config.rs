@@ -100,6 +100,17 @@ pub struct Mail {
     pub give_up_after: TimeDelta,
     /// An `http` or `https` URL with the placeholders `{token_id}`, `{owner_id}`, `{external_id}`, and no others.
     pub manage_url: Option<String>,
+    /// Where bounces come back to, if not to the sender.
+    pub bounce: Option<Bounce>,
+}
+
+/// `[mail.bounce]`: each message's bounces come to an address of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounce {
+    /// What the addresses are made from; fit for a [`crate::mail::return_path::ReturnPath`].
+    pub mailbox: Address,
+    /// A file that holds the key which they are signed with.
+    pub key_file: PathBuf,
 }
 
 /// `mail.transport`, with the section that it chooses.
@@ -180,6 +191,12 @@ impl Settings {
             }
         }
     }
+}
+
+impl Bounce {
+    /// How long the local part of the mailbox may be, in bytes: a mail server need not take more than 64 (RFC 5321, section
+    /// 4.5.3.1.1), and what is added has 50.
+    pub const LONGEST: usize = 14;
 }
 
 /// Reads the settings of this process. `file` is what `--config` named; without it, [`SYSTEM_FILE`] is read if it

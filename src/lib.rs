@@ -21,7 +21,7 @@
 //! - [`store`]: SQLite and PostgreSQL behind one contract; the only code that speaks SQL.
 //! - [`verify`](mod@verify): the gate, which asks the store and the clock at every call.
 //! - [`mail`]: from a message to what the mail server answered, and what that means.
-//! - [`jobs`]: one step function each, which tests call directly.
+//! - [`jobs`]: one step function each, which tests call directly. [`bounce`]: what is done about a mail that came back.
 //! - [`service`]: the loops around the jobs, start and stop.
 //! - [`cli`]: one file per command. [`telemetry`]: logs.
 
@@ -37,6 +37,7 @@ pub mod verify;
 pub mod import;
 pub mod mail;
 pub mod jobs;
+pub mod bounce;
 pub mod service;
 pub mod cli;
 pub mod telemetry;

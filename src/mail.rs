@@ -7,7 +7,8 @@
 //! - [`transport`]: carries a composed mail, by [`smtp`], into a [`maildir`], or into memory. Guarantees that a server
 //!   that cannot be reached is found out before a message is touched, that whoever lost a message's lease does not send
 //!   it, and that a future that was dropped half-way leaves no session behind that could answer for the wrong message.
-//! - [`outcome`]: one pure function from what happened to what now.
+//! - [`outcome`]: one pure function from what happened to what now, and one for what is heard of it later.
+//! - [`return_path`]: the address where a message's bounces come back to. [`dsn`]: reads them.
 //!
 //! Nothing here knows the store. A crash at any point leaves at worst a mail that the server took and nobody recorded: it
 //! is sent again under the same `Message-ID`.
@@ -15,7 +16,9 @@
 pub mod when;
 pub mod clean;
 pub mod wrap;
+pub mod return_path;
 pub mod compose;
+pub mod dsn;
 pub mod outcome;
 pub mod maildir;
 pub mod smtp;

@@ -11,6 +11,7 @@
 //! There are two back ends, [`Sqlite`] and [`Postgres`], with one conformance suite for both.
 
 pub mod accounts;
+pub mod bounces;
 mod common;
 mod common_messages;
 mod error;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 pub use accounts::Accounts;
+pub use bounces::Bounces;
 pub use error::Error;
 pub use imports::Imports;
 pub use jobs::Jobs;
@@ -43,7 +45,9 @@ pub use sqlite::Sqlite;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
-pub trait Store: Accounts + Imports + Planning + Outbox + Messages + Jobs + Clone + Send + Sync + 'static {
+pub trait Store:
+    Accounts + Imports + Planning + Outbox + Bounces + Messages + Jobs + Clone + Send + Sync + 'static
+{
     /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;
 

@@ -337,7 +337,7 @@ async fn escalations_are_one_digest_a_day<B: Backend>() {
     let nobody = world.owner("bot", &[]).await;
     let ops = world.owner("ops", &["ops@example.org"]).await;
     world.rules.policy = lapsed::policy::Policy::new([lead(7)], true, days(7));
-    let mut owed = async |world: &World<B>, owner| {
+    let owed = async |world: &World<B>, owner| {
         world.imported(owner, dawn() - days(90), world.now() + days(6)).await;
         world.remind().await;
         world.delivered().await

@@ -4,6 +4,7 @@
 #[macro_use]
 mod support;
 
+mod bounces;
 mod cli;
 mod crashes;
 mod daemon;

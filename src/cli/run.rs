@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::{Failure, Outcome, output};
+use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Settings};
 use crate::jobs::Rules;
@@ -65,7 +65,8 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     let (transport, from) = settings.require_mail().map_err(|error| usage(&error))?;
     let mail = &settings.mail;
     let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
-    let composer = composer.map_err(|error| usage(&error))?;
+    let return_path = mail.bounce.as_ref().map(bounce::return_path).transpose()?;
+    let composer = composer.map_err(|error| usage(&error))?.with_return_path(return_path);
     let (transports, every, idle) = match transport {
         config::Transport::Maildir { path } => {
             (vec![Transport::Maildir(Maildir::new(path.clone()))], Duration::ZERO, Duration::MAX)

@@ -11,7 +11,8 @@ use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
 use super::{
-    Guard, Limit, Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport, parse_duration, smtp,
+    Bounce, Guard, Limit, Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport,
+    parse_duration, smtp,
 };
 use crate::schedule::Cron;
 use crate::telemetry;
@@ -90,6 +91,7 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
     // Read whether or not it is the chosen way: a mistake should not wait until somebody switches.
     let smtp = smtp::smtp(r);
     let maildir = r.optional("mail.maildir.path", path);
+    let bounce = bounce(r);
 
     let transport = match way? {
         None => None,
@@ -108,6 +110,7 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
         fallback_to: fallback_to?,
         give_up_after: give_up_after?,
         manage_url: manage_url?,
+        bounce: bounce?,
     })
 }
 
@@ -124,6 +127,30 @@ fn limit(text: &str) -> Result<Limit, String> {
         (_, Ok(most)) => Ok(Limit::PerHour(most)),
         _ => Err("must be \"auto\" or a whole number; 0 is for no limit".to_owned()),
     }
+}
+
+fn bounce(r: &mut Reader) -> Result<Option<Bounce>, Reported> {
+    let mailbox = r.optional("mail.bounce.address", bounce_mailbox);
+    let key_file = r.optional("mail.bounce.key_file", path);
+    match (mailbox?, key_file?) {
+        (Some(mailbox), Some(key_file)) => Ok(Some(Bounce { mailbox, key_file })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(r.report("mail.bounce.address", "needs mail.bounce.key_file beside it")),
+        (None, Some(_)) => Err(r.report("mail.bounce.key_file", "needs mail.bounce.address beside it")),
+    }
+}
+
+/// An address that leaves room for what comes between its local part and the `@`; its domain in ASCII.
+fn bounce_mailbox(text: &str) -> Result<Address, String> {
+    let address = address(text)?;
+    if address.user().contains('+') || address.user().len() > Bounce::LONGEST {
+        return Err(format!(
+            "must have {} characters at most before the @, and no +: a + and what names the message are added",
+            Bounce::LONGEST
+        ));
+    }
+    let domain = idna::domain_to_ascii(address.domain()).map_err(|_| "must end in a domain name".to_owned())?;
+    Address::new(address.user(), domain).map_err(|error| error.to_string())
 }
 
 fn retention(r: &mut Reader) -> Result<Retention, Reported> {

@@ -89,7 +89,8 @@ fn the_defaults_are_complete() {
             reply_to: None,
             fallback_to: None,
             give_up_after: TimeDelta::days(2),
-            manage_url: None
+            manage_url: None,
+            bounce: None,
         }
     );
     assert_eq!(settings.retention.messages, TimeDelta::days(90));

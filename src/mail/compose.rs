@@ -19,6 +19,7 @@ use crate::policy::Lead;
 use crate::token::{Contact, ContactId, MessageId, Owner, Token, text};
 
 use super::clean::{header_line, one_line, percent_encoded, unlinked};
+use super::return_path::ReturnPath;
 use super::when::{DayPhrase, date_phrase, day_phrase, exact};
 use super::wrap::hanging;
 
@@ -93,7 +94,7 @@ pub struct Item {
 /// A mail, ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Composed {
-    /// The envelope's sender.
+    /// The envelope's sender: where bounces go.
     pub from: lettre::Address,
     /// The envelope's recipient.
     pub to: lettre::Address,
@@ -129,6 +130,9 @@ pub enum ComposeError {
     /// The parts do not make a mail.
     #[error("the mail cannot be put together: {0}")]
     Mail(#[from] lettre::error::Error),
+    /// The mailbox that bounces are to come to.
+    #[error("no return path can be made: {0}")]
+    ReturnPath(#[from] lettre::address::AddressError),
 }
 
 /// Makes mails; one for the whole process.
@@ -137,6 +141,7 @@ pub struct Composer {
     from: Mailbox,
     domain: String,
     reply_to: Option<Mailbox>,
+    return_path: Option<ReturnPath>,
     manage_url: Option<ManageUrl>,
     templates: Environment<'static>,
 }
@@ -155,9 +160,16 @@ impl Composer {
             domain: from.email.domain().to_owned(),
             from,
             reply_to: reply_to.map(clean_mailbox).transpose()?,
+            return_path: None,
             manage_url: manage_url.as_deref().map(ManageUrl::parse).transpose()?,
             templates: templates()?,
         })
+    }
+
+    /// The same, with a return path of its own for each message; without, bounces go to the sender.
+    #[must_use]
+    pub fn with_return_path(self, return_path: Option<ReturnPath>) -> Self {
+        Self { return_path, ..self }
     }
 
     /// Makes a letter into a mail.
@@ -194,7 +206,11 @@ impl Composer {
         let text = self.templates.get_template(TEXT)?.render(&context)?;
         let html = self.templates.get_template(HTML)?.render(&context)?;
         let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
-        Ok(Composed { from: self.from.email.clone(), to, subject, bytes })
+        let from = match &self.return_path {
+            Some(return_path) => return_path.of(letter.message)?,
+            None => self.from.email.clone(),
+        };
+        Ok(Composed { from, to, subject, bytes })
     }
 
     fn alert(

@@ -5,6 +5,9 @@
 
 use chrono::TimeDelta;
 
+use super::dsn::{Action, Notification, Recipient};
+use crate::token::Address;
+
 /// The wait after the first failed attempt; it doubles with each further one.
 pub const FIRST_RETRY: TimeDelta = TimeDelta::minutes(1);
 /// The longest wait between two attempts.
@@ -239,6 +242,58 @@ pub fn decide(happened: &Happened, tried: &Tried) -> Next {
         Happened::Unknown { .. } => retry(reply, true),
         Happened::LostLease => Next::Abandon,
         Happened::Unbuildable { .. } | Happened::Deserted { .. } => Next::Failed { reply, suppress: false },
+    }
+}
+
+/// What a notification means that comes after a server had taken the message for good (RFC 3464).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Later {
+    /// It was delivered, or is still being tried.
+    Nothing,
+    /// It was given up; what [`Next::Failed`] means.
+    Failed {
+        /// What was said.
+        reply: String,
+        /// Whether the address is dead.
+        suppress: bool,
+    },
+}
+
+/// What follows from a notification about a message to this address, by the table of [`decide`].
+///
+/// | what it says | what now |
+/// | --- | --- |
+/// | `failed`, with a status that means "no such address", of the address itself | [`Later::Failed`], and the address is suppressed |
+/// | `failed` with any other status: 4.x.x where a server gave up, 5.x.x | [`Later::Failed`] |
+/// | `delayed`, `delivered`, `relayed`, `expanded` | [`Later::Nothing`] |
+///
+/// What counts is the status, and where that is a mere 5.0.0, the reply that is quoted as the diagnostic. Of an address that
+/// a message was passed on to (the address was an alias, or forwards) nothing can be learnt about the address that we know:
+/// its mail may have reached others.
+pub fn decide_later(notification: &Notification, address: &Address) -> Later {
+    let about_it = |recipient: &&Recipient| recipient.address.as_ref() == Some(address);
+    let failed = || notification.recipients.iter().filter(|recipient| recipient.action == Action::Failed);
+    let (recipient, is_it) = match failed().find(about_it) {
+        Some(recipient) => (recipient, true),
+        // The mail reached it, or is under way, whatever became of others.
+        None if notification.recipients.iter().any(|recipient| about_it(&recipient)) => return Later::Nothing,
+        None => match failed().next() {
+            Some(recipient) => (recipient, false),
+            None => return Later::Nothing,
+        },
+    };
+    let status = enhanced_status(&recipient.status);
+    let quoted = recipient.diagnostic.split_once(';').map_or("", |(_, text)| text.trim_start());
+    let (code, text) = match quoted.get(..3).map(str::parse) {
+        Some(Ok(code)) => (code, quoted[3..].trim_start_matches('-').trim_start()),
+        _ => (0, quoted),
+    };
+    let enhanced = status.filter(|status| !matches!(status, (_, 0, 0))).or_else(|| enhanced_status(text));
+    let of_good = status.map_or((500..600).contains(&code), |(class, ..)| class == 5);
+    let what = if quoted.is_empty() { &recipient.status } else { quoted };
+    Later::Failed {
+        reply: kept(&format!("bounced: {what}")),
+        suppress: is_it && of_good && means_no_such_address(code, enhanced, text),
     }
 }
 

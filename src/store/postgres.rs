@@ -4,6 +4,7 @@
 //! first waited for its lock. The session's limits on statements, locks and idle transactions make sure that a peer
 //! which dies silently cannot hold anything for ever.
 
+mod bounces;
 mod imports;
 mod outbox;
 mod planning;

@@ -20,7 +20,7 @@ use super::planning::{Candidate, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Deadline, Lead};
-use crate::token::{Address, Contact, ContactId, Owner, OwnerId, Suppressed, Token, TokenId};
+use crate::token::{Address, Contact, ContactId, MessageId, Owner, OwnerId, Suppressed, Token, TokenId};
 
 /// An instant as either back end keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -527,6 +527,11 @@ impl From<CountsRow> for TokenCounts {
 pub(super) fn message_count((state, count): (String, i64)) -> Result<(MessageState, u64)> {
     let state = word("messages", "state", Uuid::nil(), &state)?;
     Ok((state, u64::try_from(count).unwrap_or_default()))
+}
+
+/// The state of a message.
+pub(super) fn message_state(id: MessageId, state: &str) -> Result<MessageState> {
+    word("messages", "state", id.uuid(), state)
 }
 
 /// A message as operators see it.

@@ -4,6 +4,7 @@
 //! then writes fails at once when another process wrote in between, whatever the busy timeout. `synchronous = FULL`
 //! makes a commit survive a power cut. The file is made readable by its owner alone.
 
+mod bounces;
 mod imports;
 mod outbox;
 mod planning;

@@ -152,6 +152,19 @@ fn the_manage_url_is_a_url_with_known_placeholders() {
 }
 
 #[test]
+fn bounces_need_a_short_address_and_a_key() {
+    let bounce = |text: &str| format!("[mail.bounce]\naddress = {text:?}\nkey_file = \"/k\"\n");
+    let set = load(&bounce("lapsed-bounces@bücher.example")).mail.bounce.unwrap();
+    assert_eq!((set.mailbox.to_string(), set.key_file), ("lapsed-bounces@xn--bcher-kva.example".into(), "/k".into()));
+    for wrong in ["lapsed-bounces1@example.org", "bounces+x@example.org"] {
+        refused(&bounce(wrong), &["mail.bounce.address", "14 characters at most", "no +"]);
+    }
+    refused(&bounce("bounces"), &["mail.bounce.address", "a mail address alone"]);
+    refused("[mail.bounce]\naddress = \"b@example.org\"\n", &["mail.bounce.address", "key_file beside it"]);
+    refused("[mail.bounce]\nkey_file = \"/k\"\n", &["mail.bounce.key_file", "address beside it"]);
+}
+
+#[test]
 fn running_needs_a_transport_and_a_sender() {
     let error = Machine::new().load(None).unwrap().require_mail().unwrap_err().to_string();
     for words in [

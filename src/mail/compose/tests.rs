@@ -253,6 +253,18 @@ fn the_fallback_learns_who_could_not_be_told_and_why() {
 }
 
 #[test]
+fn bounces_come_to_a_return_path_of_the_messages_own() {
+    let composer = Composer::new("lapsed@example.org".parse().expect("a mailbox"), None, None).expect("a composer");
+    let plain = composer.compose(&letter(vec![in_days(1, 7)]), now()).expect("composed");
+    assert_eq!(plain.from.to_string(), "lapsed@example.org");
+    let paths = ReturnPath::new("bounces@example.org".parse().expect("an address"), b"geheim");
+    let composer = composer.with_return_path(Some(paths.clone()));
+    let signed = composer.compose(&letter(vec![in_days(1, 7)]), now()).expect("composed");
+    assert_eq!(signed.from, paths.of(letter(Vec::new()).message).expect("an address"));
+    assert_eq!(signed.bytes, plain.bytes, "only the envelope differs");
+}
+
+#[test]
 fn without_a_link_the_mail_says_who_can_replace_a_token() {
     let composer = Composer::new("lapsed@example.org".parse().expect("a mailbox"), None, None).expect("a composer");
     let mut imported = in_days(2, 7);

@@ -1,0 +1,15 @@
+//! Mails that came back, on PostgreSQL.
+
+use uuid::Uuid;
+
+use super::planning::write_reminders;
+use super::{Postgres, contact};
+use crate::clock::Timestamp;
+use crate::policy::Reason;
+use crate::store::Result;
+use crate::store::bounces::{Bounces, Posted, bounce_operations};
+use crate::store::planning::NewReminder;
+use crate::store::row::{self, At, CarriedRow};
+use crate::token::{Bucket, ContactId, MessageId, SYSTEM_OWNER_KEY};
+
+bounce_operations!(Postgres);
