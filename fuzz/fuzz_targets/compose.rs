@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 
 use chrono::{TimeDelta, TimeZone, Utc};
-use lapsed::mail::compose::{Composer, Item, Letter};
+use lapsed::mail::compose::{Composer, Content, Item, Letter};
 use lapsed::policy::Lead;
 use lapsed::token::{Address, Contact, Kind, Owner, Token};
 use libfuzzer_sys::fuzz_target;
@@ -62,7 +62,7 @@ fn letter(bytes: &[u8]) -> Option<Letter> {
         locale: None,
         suppressed: None,
     };
-    Some(Letter { message: Uuid::from_u128(4).into(), to, items: items.collect() })
+    Some(Letter { message: Uuid::from_u128(4).into(), to, content: Content::Reminders(items.collect()) })
 }
 
 fuzz_target!(|bytes: &[u8]| {
