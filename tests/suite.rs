@@ -16,6 +16,7 @@ mod harness;
 mod imports;
 mod kills;
 mod model;
+mod outbox;
 mod outcomes;
 mod pipeline;
 mod planning;

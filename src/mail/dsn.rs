@@ -87,7 +87,7 @@ pub enum Unreadable {
 /// # Errors
 /// [`Unreadable`].
 pub fn read(mail: &[u8]) -> Result<Notification, Unreadable> {
-    let mail = MessageParser::new().parse(mail).ok_or(Unreadable::NotAMail)?;
+    let mail = parsed(mail).ok_or(Unreadable::NotAMail)?;
     let is = |part: &mail_parser::MessagePart<'_>, kind, subtypes: &[&str]| {
         part.content_type().is_some_and(|found| {
             let subtype = found.subtype().unwrap_or_default();
@@ -111,6 +111,12 @@ pub fn read(mail: &[u8]) -> Result<Notification, Unreadable> {
         _ => None,
     });
     Ok(Notification { about, came_to: came_to(&mail), recipients })
+}
+
+/// A mail's parts. mail-parser 0.11.9 panics at some damaged ones ("Invalid part ID, could not find multipart"): strangers
+/// write these, so they are no mails to us.
+fn parsed(mail: &[u8]) -> Option<Message<'_>> {
+    std::panic::catch_unwind(|| MessageParser::new().parse(mail)).unwrap_or_default()
 }
 
 /// What [`super::compose`] makes a `Message-ID` from.
