@@ -8,6 +8,7 @@
 
 mod pass;
 mod steady;
+mod supervisor;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::mail::transport::Transport;
 use crate::schedule::Cron;
 use crate::store::{self, Store};
 use pass::{Planner, Task};
+use supervisor::{Pulse, feed_watchdog, tell_status};
 
 /// How long a message in flight may take to finish after the first signal.
 const FINISH: Duration = Duration::from_secs(10);
@@ -92,10 +94,12 @@ pub async fn run<S: Store>(
         reconcile: schedule.reconcile.clone(),
         holder,
         opened: wake_deliver.clone(),
+        pulse: Pulse::new(crate::jobs::deliver::NAME),
         stop: stop.clone(),
         steady: Arc::default(),
     };
     planner.started().await.context("the store cannot be read")?;
+    let mut pulses = vec![planner.pulse.clone()];
     let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
     let mut wakes = vec![wake_deliver.clone()];
     let mut loops = JoinSet::new();
@@ -109,16 +113,20 @@ pub async fn run<S: Store>(
             on_schedule(&scheduler, &schedule.reconcile, &wake).await?;
         }
         wakes.push(wake.clone());
-        loops.spawn(planner.clone().run(task, wake));
+        let pulse = Pulse::new(task.name());
+        pulses.push(pulse.clone());
+        loops.spawn(Planner { pulse, ..planner.clone() }.run(task, wake));
     }
     on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
-    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, stop.clone()));
-    loops.spawn(follow(store, clock.clone(), stop.clone()));
+    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, planner.pulse, stop.clone()));
+    loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
+    loops.spawn(tell_status(store, clock.clone(), stop.clone()));
     loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes, stop.clone()));
     scheduler.start().await.context("the scheduler cannot start")?;
     // Fails only where no supervisor listens.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
+    loops.spawn(feed_watchdog(pulses, stop.clone()));
     tracing::info!(process = %holder, "started");
 
     let ended = tokio::select! {
@@ -154,6 +162,7 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
         reconcile: schedule.reconcile,
         holder: Uuid::new_v4(),
         opened: Arc::default(),
+        pulse: Pulse::new("once"),
         stop: CancellationToken::new(),
         steady: Arc::default(),
     };
@@ -259,6 +268,7 @@ async fn deliver<S: Store>(
     mut deliverer: Deliverer<S, Arc<SystemClock>>,
     clock: Arc<SystemClock>,
     wake: Arc<Notify>,
+    pulse: Arc<Pulse>,
     stop: CancellationToken,
 ) {
     let mut late = std::pin::pin!(async {
@@ -266,6 +276,7 @@ async fn deliver<S: Store>(
         tokio::time::sleep(FINISH).await;
     });
     while !stop.is_cancelled() {
+        pulse.works();
         let step = tokio::select! {
             step = deliverer.step() => step,
             // The store is out of reach, say.
@@ -279,6 +290,8 @@ async fn deliver<S: Store>(
         let next = deliverer.next_due().await.ok().flatten();
         let wait = next.map_or(Duration::MAX, |at| (at - clock.now()).to_std().unwrap_or_default());
         let idle_until = deliverer.idle_until();
+        // From here on it waits, for mail servers among others, each of which may take its time.
+        pulse.rests();
         tokio::select! {
             () = stop.cancelled() => {}
             () = wake.notified() => {}

@@ -283,30 +283,84 @@ async fn a_daemon_that_is_killed_again_and_again_loses_nothing() {
     assert_eq!(place.mails("mail").len(), owners.len());
 }
 
-#[test]
-fn a_supervisor_hears_when_it_is_ready_and_when_it_stops() {
-    let mut place = with_maildir(Place::new());
-    let socket = UnixDatagram::bind(place.path("notify")).expect("a socket");
-    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    let path = place.path("notify").display().to_string();
-    place.set("NOTIFY_SOCKET", &path);
-    let mut daemon = place.spawn(["run"]);
-    let hear = |wanted: &str| {
+/// What a daemon tells its supervisor.
+struct Supervisor(UnixDatagram);
+
+impl Supervisor {
+    /// Of the daemons that this place starts from now on.
+    fn of(place: &mut Place) -> Self {
+        let socket = UnixDatagram::bind(place.path("notify")).expect("a socket");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let path = place.path("notify").display().to_string();
+        place.set("NOTIFY_SOCKET", &path);
+        Self(socket)
+    }
+
+    /// Waits for a line that begins like this.
+    #[track_caller]
+    fn hear(&self, wanted: &str) -> String {
         let start = Instant::now();
         let mut buffer = [0; 1024];
         loop {
-            let length = socket.recv(&mut buffer).unwrap_or_else(|error| panic!("waiting for {wanted}: {error}"));
+            let length = self.0.recv(&mut buffer).unwrap_or_else(|error| panic!("waiting for {wanted}: {error}"));
             let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            if said.lines().any(|line| line == wanted) {
-                return said;
+            if let Some(line) = said.lines().find(|line| line.starts_with(wanted)) {
+                return line.to_owned();
             }
             assert!(start.elapsed() < PATIENCE, "{wanted} never came");
         }
-    };
-    assert!(!hear("READY=1").contains("STOPPING"));
+    }
+
+    /// Forgets what was said up to now.
+    fn forget(&self) {
+        self.0.set_nonblocking(true).expect("a flag");
+        while self.0.recv(&mut [0; 1024]).is_ok() {}
+        self.0.set_nonblocking(false).expect("a flag");
+    }
+}
+
+#[test]
+fn a_supervisor_hears_when_it_is_ready_how_it_stands_and_when_it_stops() {
+    let mut place = with_maildir(Place::new());
+    let supervisor = Supervisor::of(&mut place);
+    place.owner("alice", "alice@example.org");
+    place.token("alice", "CI", "2999-01-31T09:15:00Z");
+    let mut daemon = place.spawn(["run"]);
+    supervisor.hear("READY=1");
+    assert_eq!(supervisor.hear("STATUS="), "STATUS=no mail due, next deadline 2999-01-31 09:15 UTC");
     daemon.signal("TERM");
-    hear("STOPPING=1");
+    supervisor.hear("STOPPING=1");
     assert_eq!(daemon.ended(STOPS_WITHIN).code(), Some(0));
+}
+
+/// A store that somebody else has locked is where a job hangs; a mail server that does not answer is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_hangs_silences_the_watchdog_and_a_mail_server_that_hangs_does_not() {
+    let server = Script::new().on(Phase::Rcpt, Action::Stall).start().await;
+    let mut place = with_smtp(Place::new(), server.port());
+    place.owner("alice", "alice@example.org");
+    expired_token(&place, "alice", "CI");
+    let supervisor = Supervisor::of(&mut place);
+    place.set("WATCHDOG_USEC", "2000000");
+    let mut daemon = place.spawn(["run"]);
+    // The socket holds few datagrams, so somebody must listen.
+    eventually("a mail under way", Duration::from_secs(40), || {
+        supervisor.hear("WATCHDOG=1");
+        (server.times(Phase::Rcpt) > 0).then_some(())
+    });
+    for _ in 0..8 {
+        supervisor.hear("WATCHDOG=1");
+    }
+    assert!(!daemon.log().contains("the job hangs"), "eight times is twice the interval: {}", daemon.log());
+
+    let url = format!("sqlite:{}", place.path("lapsed.db").display());
+    let mut other = SqliteConnection::connect(&url).await.expect("the store");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.expect("the lock");
+    daemon.wait_for_log("the job hangs: the watchdog is not fed any more");
+    supervisor.forget();
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.expect("the end");
+    supervisor.hear("WATCHDOG=1");
+    daemon.kill();
 }
 
 #[tokio::test]

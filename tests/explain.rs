@@ -84,6 +84,8 @@ const PROMISES: &[Expected] = &[
     by("DELETE FROM messages", "messages_pkey", &["bucket", "id"]),
     by("DELETE FROM tokens", "tokens_ended", &["ended_at"]),
     by("DELETE FROM tokens", "tokens_pkey", &["bucket", "id"]),
+    // the supervisor's status
+    by("SELECT MIN(expires_at)", "tokens_deadline", &["expires_at"]),
     // people
     by("WHERE t.bucket = $1 AND t.secret_hash = $2", "tokens_secret", &["bucket", "secret_hash"]),
     by("UPDATE tokens SET last_used_at", "tokens_pkey", &["bucket", "id"]),
@@ -253,6 +255,8 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let decided = Decided { now, looked_at: &page, reminders, not_before: now, may_open: None };
     let progress = Progress::Reached(lead(30), from);
     store.plan(&lease, decided, progress).await.expect("a write");
+
+    assert!(store.next_deadline(now).await.expect("a read").is_some_and(|next| next > now));
 
     let lease = store.lease(purge::NAME, holder, now).await.expect("a read").expect("a lease");
     let cutoffs = Cutoffs {

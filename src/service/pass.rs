@@ -10,6 +10,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::steady::{Steady, Waits};
+use super::supervisor::Pulse;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
@@ -84,6 +85,8 @@ pub(super) struct Planner<S> {
     pub(super) holder: Uuid,
     /// Told when messages were opened.
     pub(super) opened: Arc<Notify>,
+    /// Shows that the job goes on.
+    pub(super) pulse: Arc<Pulse>,
     pub(super) stop: CancellationToken,
     /// Whether the clock can be believed; shared by the jobs.
     pub(super) steady: Arc<Mutex<Steady>>,
@@ -115,9 +118,11 @@ impl<S: Store> Planner<S> {
     pub(super) async fn run(self, task: Task, wake: Arc<Notify>) {
         while !self.stop.is_cancelled() {
             let span = tracing::info_span!("pass", job = task.name());
+            self.pulse.works();
             if let Err(error) = self.pass(task).instrument(span).await {
                 report_error(task.name(), &error);
             }
+            self.pulse.rests();
             self.stop.run_until_cancelled(wake.notified()).await;
         }
     }
@@ -169,6 +174,7 @@ impl<S: Store> Planner<S> {
             Task::Purge => {}
         }
         while !self.stop.is_cancelled() {
+            self.pulse.works();
             let opened = tally.get("reminders");
             if !self.step(task, lease, self.clock.now(), tally).await? {
                 break;
@@ -216,6 +222,7 @@ impl<S: Store> Planner<S> {
     }
 
     async fn revive(&self, lease: &Lease, tally: &mut Tally) -> Result<bool> {
+        self.pulse.works();
         let Outcome { did, more } = expire::revive(&self.store, lease, &self.rules, self.clock.now()).await?;
         if did > 0 {
             tracing::warn!(tokens = did, "a wrong clock had expired tokens too early: they are active again");

@@ -228,6 +228,12 @@ pub trait Outbox {
     /// When the store fails.
     fn oldest_waiting(&self) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
 
+    /// How many messages can be claimed now, `most` at most.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn mails_due(&self, now: Timestamp, most: u32) -> impl Future<Output = Result<u32>> + Send;
+
     /// When a mail server last took a message.
     ///
     /// # Errors
@@ -275,6 +281,13 @@ pub(super) const GIVE_UP_REMINDERS: &str = "UPDATE reminders SET state = 'failed
 /// When the oldest message was opened that still waits.
 pub(super) const OLDEST_WAITING: &str =
     "SELECT MIN(created_at) FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
+
+/// How many messages can be claimed now, up to a limit: a part of the index `messages_queue`, which has those that wait.
+pub(super) const MAILS_DUE: &str = "SELECT COUNT(*) FROM ( \
+         SELECT 1 AS due FROM messages \
+         WHERE state IN ('open', 'retry', 'sending') AND not_before <= $1 \
+         LIMIT $2 \
+     ) AS some";
 
 /// When a mail server last took a message: the end of the index `messages_finished`.
 pub(super) const LAST_SENT: &str = "SELECT finished_at FROM messages \

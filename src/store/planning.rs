@@ -299,6 +299,12 @@ pub trait Planning {
         limit: u32,
     ) -> impl Future<Output = Result<Vec<Candidate>>> + Send;
 
+    /// The earliest deadline after `now` of an active token.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn next_deadline(&self, now: Timestamp) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
+
     /// The contacts of these owners that take mail.
     ///
     /// # Errors
@@ -385,3 +391,7 @@ pub trait Planning {
         limit: u32,
     ) -> impl Future<Output = Result<Purged>> + Send;
 }
+
+/// The earliest deadline after an instant: one probe of the index `tokens_deadline`.
+pub(super) const NEXT_DEADLINE: &str =
+    "SELECT MIN(expires_at) FROM tokens WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at > $1";

@@ -10,8 +10,8 @@ use super::planning::write_reminders;
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MESSAGE_COUNTS, MessageCount, OLDEST_WAITING,
-    Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
+    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
+    OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::Bucket;
@@ -154,6 +154,12 @@ impl Outbox for Postgres {
     async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
         let (oldest,): (Option<At>,) = sqlx::query_as(OLDEST_WAITING).fetch_one(&self.pool).await?;
         Ok(oldest.map(|at| at.0))
+    }
+
+    async fn mails_due(&self, now: Timestamp, most: u32) -> Result<u32> {
+        let query = sqlx::query_as(MAILS_DUE).bind(At(now)).bind(i64::from(most));
+        let (due,): (i64,) = query.fetch_one(&self.pool).await?;
+        Ok(u32::try_from(due).unwrap_or(most))
     }
 
     async fn last_sent(&self) -> Result<Option<Timestamp>> {

@@ -15,7 +15,7 @@ use crate::store::needed::{Needed, first_deadlines};
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{
     ALERT, COUNT, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, Facts, HELD, Held,
-    LAST_DIGEST, NewReminder, Planning, Progress, Purged, Watermark, Written, minute, next_digest,
+    LAST_DIGEST, NEXT_DEADLINE, NewReminder, Planning, Progress, Purged, Watermark, Written, minute, next_digest,
 };
 use crate::store::row::{self, At, CandidateRow, FactRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
@@ -328,6 +328,11 @@ impl Planning for Postgres {
         .fetch_all(&self.pool)
         .await?;
         row::all(rows)
+    }
+
+    async fn next_deadline(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+        let (next,): (Option<At>,) = sqlx::query_as(NEXT_DEADLINE).bind(At(now)).fetch_one(&self.pool).await?;
+        Ok(next.map(|at| at.0))
     }
 
     async fn reachable(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
