@@ -3,7 +3,8 @@
 //! Guarantees that every key is read, whatever is wrong with the others, and that settings which come out fit
 //! together. Reads the file that `store.url_file` names, and no other; nothing is connected to.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 use lettre::Address;
@@ -19,6 +20,9 @@ use crate::telemetry;
 
 /// What `mail.manage_url` may hold between braces.
 const PLACEHOLDERS: [&str; 3] = ["token_id", "owner_id", "external_id"];
+
+/// Where systemd keeps the credentials of `lapsed.service` while that runs; for root, and for the service itself.
+const DAEMONS_CREDENTIALS: &str = "/run/credentials/lapsed.service";
 
 /// The values of `mail.transport`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -180,7 +184,16 @@ pub(super) fn positive(text: &str) -> Result<TimeDelta, String> {
 }
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
-    Ok(PathBuf::from(text))
+    Ok(credential(text, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()))
+}
+
+/// A path, where `$CREDENTIALS_DIRECTORY/` at its beginning is the directory of systemd's credentials (systemd.exec(5)); for a
+/// command outside of a service, that of the daemon's.
+fn credential(text: &str, directory: Option<&OsStr>) -> PathBuf {
+    match text.strip_prefix("$CREDENTIALS_DIRECTORY/") {
+        Some(name) => Path::new(directory.unwrap_or(OsStr::new(DAEMONS_CREDENTIALS))).join(name),
+        None => PathBuf::from(text),
+    }
 }
 
 fn address(text: &str) -> Result<Address, String> {
@@ -231,5 +244,21 @@ fn manage_url(text: &str) -> Result<String, String> {
     match host {
         Some(host) if !host.is_empty() && plain => Ok(text.to_owned()),
         _ => Err("must be a URL, such as \"https://example.org/tokens/{token_id}\"".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_looked_for_where_systemd_keeps_them() {
+        let found = |text, directory: Option<&str>| credential(text, directory.map(OsStr::new));
+        let once = Some("/run/credentials/lapsed-once.service");
+        let key = "$CREDENTIALS_DIRECTORY/key";
+        assert_eq!(found(key, once), Path::new("/run/credentials/lapsed-once.service/key"));
+        assert_eq!(found(key, None), Path::new("/run/credentials/lapsed.service/key"));
+        assert_eq!(found("/etc/key", once), Path::new("/etc/key"));
+        assert_eq!(found("x$CREDENTIALS_DIRECTORY/key", once), Path::new("x$CREDENTIALS_DIRECTORY/key"));
     }
 }

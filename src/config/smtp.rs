@@ -1,6 +1,6 @@
 //! `[mail.smtp]`: the mail servers that take our mail, and how they are spoken to.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::check::{path, positive};
@@ -169,7 +169,7 @@ pub(super) fn smtp(r: &mut Reader) -> Result<Smtp, Reported> {
         _ => Err("must be \"starttls\", \"implicit\", \"opportunistic\" or \"none\"".to_owned()),
     });
     let further = r.list("mail.smtp.relays", relay);
-    let ca_file = r.optional("mail.smtp.ca_file", |text| authorities(text).map(|()| PathBuf::from(text)));
+    let ca_file = r.optional("mail.smtp.ca_file", |text| path(text).and_then(|file| authorities(&file).map(|()| file)));
     let allow_plain_auth = r.flag("mail.smtp.allow_plain_auth");
     let login = login(r);
     let connections = r.number("mail.smtp.connections");
@@ -287,7 +287,7 @@ fn relay(text: &str) -> Result<(String, u16), String> {
 }
 
 /// The file must be there and hold certificates: a daemon that trusts nobody delivers nothing.
-fn authorities(file: &str) -> Result<(), String> {
+fn authorities(file: &Path) -> Result<(), String> {
     use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject};
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| format!("cannot be read: {error}"))?;
     let mut found = 0_usize;
