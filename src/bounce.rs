@@ -8,11 +8,11 @@
 use std::collections::HashMap;
 
 use crate::clock::Timestamp;
+use crate::escalation::{Carried, escalations};
 use crate::mail::dsn::Notification;
 use crate::mail::outcome::{Later, decide_later};
 use crate::mail::return_path::{Read, ReturnPath};
 use crate::policy::Reason;
-use crate::store::accounts::ReminderState;
 use crate::store::bounces::Posted;
 use crate::store::outbox::MessageState;
 use crate::store::planning::{Facts, NewReminder};
@@ -92,7 +92,7 @@ pub async fn take<S: Store>(
     if posted.state != MessageState::Sent {
         return Ok(Done::Known { suppressed: suppress });
     }
-    let escalations = escalations(store, &posted, suppress).await?;
+    let escalations = escalated(store, &posted, suppress).await?;
     if !store.came_back(message, &reply, &escalations, now).await? {
         return Ok(Done::Known { suppressed: suppress });
     }
@@ -101,41 +101,19 @@ pub async fn take<S: Store>(
     Ok(Done::Failed { suppressed: suppress, reminders, escalated })
 }
 
-/// What the fallback is told, by the rule of delivery: where the address was at fault, another contact of the owner is
-/// enough; where the message was, operations must hear of it. Whether it is still true is checked when it is sent.
-async fn escalations<S: Store>(store: &S, posted: &Posted, address_at_fault: bool) -> Result<Vec<NewReminder>> {
+/// What the fallback is told, by the rule of delivery.
+async fn escalated<S: Store>(store: &S, posted: &Posted, address_at_fault: bool) -> Result<Vec<NewReminder>> {
     let contact = posted.contact.id;
     let Some(fallback) = store.fallback().await? else { return Ok(Vec::new()) };
-    if fallback == contact {
-        tracing::error!(message = %posted.id, "the fallback itself could not be told");
-        return Ok(Vec::new());
-    }
     let asked: Vec<_> = posted.sent.iter().map(|reminder| (contact, reminder.token)).collect();
     let facts: HashMap<ContactId, Facts> = store.facts(&asked).await?;
     let tokens = facts.into_values().flat_map(|facts| facts.tokens);
     let owners: HashMap<_, _> = tokens.map(|(id, (token, _))| (id, token.owner)).collect();
-    let mut distinct: Vec<_> = owners.values().copied().collect();
-    distinct.sort_unstable();
-    distinct.dedup();
-    let reachable = store.reachable(&distinct).await?;
-    let others = |owner| {
-        let contacts = reachable.get(owner).map_or(&[][..], Vec::as_slice);
-        contacts.iter().any(|other| *other != contact)
-    };
-    let told = |token| owners.get(token).is_none_or(|owner| address_at_fault && others(owner));
-    Ok(posted
+    // Of a token that is gone nobody needs to hear.
+    let unsaid: Vec<Carried> = posted
         .sent
         .iter()
-        .filter(|reminder| !told(&reminder.token))
-        .map(|reminder| NewReminder {
-            token: reminder.token,
-            generation: reminder.claimed.generation,
-            lead: reminder.claimed.lead,
-            contact: Some(fallback),
-            expires_at: reminder.expires_at,
-            state: ReminderState::Pending,
-            reason: Some(Reason::Undeliverable),
-            escalation: true,
-        })
-        .collect())
+        .filter_map(|reminder| Some(Carried { reminder: *reminder, owner: Some(*owners.get(&reminder.token)?) }))
+        .collect();
+    escalations(store, fallback, contact, &unsaid, Reason::Undeliverable, address_at_fault).await
 }

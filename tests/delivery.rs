@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use crate::support::world::{World, days};
+use crate::support::world::{World, at, days};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::{Clock, SystemClock};
@@ -28,6 +28,7 @@ on_every_back_end!(
     a_retry_says_the_same_or_less,
     a_dead_address_is_suppressed,
     another_contact_is_enough,
+    another_contact_that_was_not_told_is_not_enough,
     a_refused_message_is_escalated,
     a_server_out_of_reach_touches_no_message,
     a_process_that_died_is_taken_over_from,
@@ -37,7 +38,7 @@ on_every_back_end!(
     the_fallback_hears_of_everything_in_one_mail,
     a_new_fallback_hears_what_the_old_one_did_not,
     nothing_starves_behind_what_fails,
-    a_message_that_cannot_be_read_is_given_up,
+    a_message_that_cannot_be_read_is_given_up_and_told_of,
     a_token_that_cannot_be_read_holds_nobody_up,
     what_fails_for_two_days_is_given_up,
 );
@@ -173,6 +174,22 @@ async fn another_contact_is_enough<B: Backend>() {
     assert_eq!(did, Delivered { sent: 1, cancelled: 1, ..Delivered::default() });
     assert_eq!(courier.delivered().len(), 1, "here was told; the fallback need not be");
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM reminders WHERE escalation").await, 0);
+}
+
+async fn another_contact_that_was_not_told_is_not_enough<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("ops@example.org").await;
+    let team = world.owner("team", &["left@example.org"]).await;
+    world.token(team, 90).await;
+    world.on_day(60);
+    world.remind().await;
+    // Whoever joins now hears of the next lead, and not of this one.
+    world.store.link_contact(team, &at("here@example.org").into(), world.now()).await.expect("a write");
+    let mut courier = world.courier();
+    courier.memory.answer(Happened::refused(Phase::Rcpt, 550, "5.1.1 no such user"));
+    let did = world.deliver(&mut courier.deliverer).await;
+    assert_eq!(did, Delivered { sent: 1, failed: 1, ..Delivered::default() });
+    assert_eq!(courier.delivered(), ["ops@example.org: 1 owner could not be told about 1 token"]);
 }
 
 async fn a_refused_message_is_escalated<B: Backend>() {
@@ -335,8 +352,9 @@ async fn nothing_starves_behind_what_fails<B: Backend>() {
     assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 10);
 }
 
-async fn a_message_that_cannot_be_read_is_given_up<B: Backend>() {
-    let world = World::<B>::new().await;
+async fn a_message_that_cannot_be_read_is_given_up_and_told_of<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("ops@example.org").await;
     let broken = world.owner("broken", &["broken@example.org"]).await;
     world.token(broken, 90).await;
     let alice = world.owner("alice", &["alice@example.org"]).await;
@@ -345,7 +363,14 @@ async fn a_message_that_cannot_be_read_is_given_up<B: Backend>() {
     world.remind().await;
     world.backend.execute("DELETE FROM contacts WHERE address = 'broken@example.org'").await;
     let mut courier = world.courier();
-    assert_eq!(world.deliver(&mut courier.deliverer).await, SENT);
+    assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 2);
+    assert_eq!(
+        courier.delivered(),
+        [
+            "alice@example.org: \"deploy key (CI)\" expires in 30 days",
+            "ops@example.org: 1 owner could not be told about 1 token"
+        ]
+    );
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM messages WHERE state = 'failed'").await, 1);
     assert_eq!(world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'failed'").await, 1);
 }

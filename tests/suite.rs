@@ -22,4 +22,5 @@ mod pipeline;
 mod planning;
 mod postfix;
 mod races;
+mod silence;
 mod wrong_turns;

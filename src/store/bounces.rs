@@ -56,6 +56,12 @@ pub trait Bounces {
         now: Timestamp,
     ) -> impl Future<Output = Result<bool>> + Send;
 
+    /// Whether one of these contacts is told of the same as this reminder says, or is about to be.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn is_told(&self, reminder: &ClaimedReminder, contacts: &[ContactId]) -> impl Future<Output = Result<bool>> + Send;
+
     /// Who hears of what owners could not be told, as a daemon last set it.
     ///
     /// # Errors
@@ -72,10 +78,10 @@ macro_rules! bounce_operations {
                     sqlx::query_as("SELECT contact_id, state FROM messages WHERE bucket = $1 AND id = $2")
                         .bind(id.bucket().column())
                         .bind(id.uuid())
-                        .fetch_optional(self.reader())
+                        .fetch_optional(&self.reader())
                         .await?;
                 let Some((contact_id, state)) = found else { return Ok(None) };
-                let Some(contact) = contact(self.reader(), contact_id.into()).await? else { return Ok(None) };
+                let Some(contact) = contact(&self.reader(), contact_id.into()).await? else { return Ok(None) };
                 let rows: Vec<CarriedRow> = sqlx::query_as(
                     "SELECT message_id, token_id, generation, lead, deadline, escalation, reason, lead AS tightest \
                      FROM reminders \
@@ -83,7 +89,7 @@ macro_rules! bounce_operations {
                 )
                 .bind(id.bucket().column())
                 .bind(id.uuid())
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 Ok(Some(Posted { id, state: row::message_state(id, &state)?, contact, sent: row::all(rows)? }))
             }
@@ -97,7 +103,7 @@ macro_rules! bounce_operations {
                 .bind(contact.uuid())
                 .bind(At(now))
                 .bind(reply)
-                .execute(self.writer())
+                .execute(&self.writer())
                 .await?;
                 Ok(())
             }
@@ -139,16 +145,32 @@ macro_rules! bounce_operations {
                 Ok(true)
             }
 
+            async fn is_told(&self, reminder: &ClaimedReminder, contacts: &[ContactId]) -> Result<bool> {
+                for contact in contacts {
+                    let told: Option<(i32,)> = sqlx::query_as(
+                        "SELECT 1 FROM reminders \
+                         WHERE bucket = $1 AND token_id = $2 AND generation = $3 AND lead = $4 AND contact_id = $5 \
+                           AND state IN ('pending', 'sent')",
+                    )
+                    .bind(contact.bucket().column())
+                    .bind(reminder.token.uuid())
+                    .bind(reminder.claimed.generation)
+                    .bind(reminder.claimed.lead.seconds())
+                    .bind(contact.uuid())
+                    .fetch_optional(&self.reader())
+                    .await?;
+                    if told.is_some() {
+                        return Ok(true);
+                    }
+                }
+                Ok(false)
+            }
+
             async fn fallback(&self) -> Result<Option<ContactId>> {
-                let found: Option<(Uuid,)> = sqlx::query_as(
-                    "SELECT c.contact_id \
-                     FROM owners o \
-                     JOIN owner_contacts c ON c.bucket = o.bucket AND c.owner_id = o.id \
-                     WHERE o.bucket = $1 AND o.key = $2",
-                )
+                let found: Option<(Uuid,)> = sqlx::query_as(FALLBACK)
                 .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
                 .bind(SYSTEM_OWNER_KEY)
-                .fetch_optional(self.reader())
+                .fetch_optional(&self.reader())
                 .await?;
                 Ok(found.map(|(id,)| id.into()))
             }

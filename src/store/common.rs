@@ -5,7 +5,7 @@
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
 
 /// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
-/// `begin_long_read()`, `reader()`, for a write of one statement `writer()`, and for
+/// `begin_long_read()`, `reader()`, for a write of one statement `writer()`, for one that may be lost `relaxed_writer()`, and for
 /// what is asked most often `acquire_reader()` and `keep_reader()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
@@ -79,7 +79,7 @@ macro_rules! common_operations {
                     .bind(address.bucket().column())
                     .bind(address.as_str()),
                 };
-                let rows: Vec<OwnerRow> = query.fetch_all(self.reader()).await?;
+                let rows: Vec<OwnerRow> = query.fetch_all(&self.reader()).await?;
                 row::all(rows)
             }
 
@@ -89,11 +89,11 @@ macro_rules! common_operations {
                 )
                 .bind(owner.bucket().column())
                 .bind(owner.uuid())
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 let mut contacts = Vec::with_capacity(ids.len());
                 for (id,) in ids {
-                    contacts.extend(contact(self.reader(), id.into()).await?);
+                    contacts.extend(contact(&self.reader(), id.into()).await?);
                 }
                 contacts.sort_by(|a, b| a.address.cmp(&b.address));
                 Ok(contacts)
@@ -191,7 +191,7 @@ macro_rules! common_operations {
                     .bind(id.bucket().column())
                     .bind(digits),
                 };
-                let rows: Vec<TokenRow> = query.fetch_all(self.reader()).await?;
+                let rows: Vec<TokenRow> = query.fetch_all(&self.reader()).await?;
                 row::all(rows)
             }
 
@@ -356,7 +356,7 @@ macro_rules! common_operations {
                      FROM buckets b",
                 )
                 .bind(key)
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 let near = near.into_iter().flat_map(|(before, after)| [before, after]).flatten();
                 Ok(near.filter(|key| key != SYSTEM_OWNER_KEY).collect())
@@ -439,7 +439,7 @@ macro_rules! common_operations {
                 .bind(id.uuid())
                 .bind(At(now))
                 .bind(At(unless_since))
-                .execute(self.writer())
+                .execute(&self.relaxed_writer())
                 .await?;
                 Ok(())
             }
@@ -458,7 +458,7 @@ macro_rules! common_operations {
                      ORDER BY r.generation, r.lead DESC, c.address",
                 )
                 .bind(token.uuid())
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 row::all(rows)
             }
@@ -466,6 +466,7 @@ macro_rules! common_operations {
 
         impl Jobs for $store {
             async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
+                self.within(async move {
                 // All rows: only at the end of the statement is it committed.
                 let epoch: Vec<(i64,)> = sqlx::query_as(
                     "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at) \
@@ -482,9 +483,10 @@ macro_rules! common_operations {
                 .bind(At(now))
                 // No sound clock gives a lease that lasts so long; the epoch fences whoever took it on a wrong one.
                 .bind(At(now + LEASE * 2))
-                .fetch_all(self.writer())
+                .fetch_all(&self.relaxed_writer())
                 .await?;
                 Ok(epoch.first().map(|(epoch,)| Lease { job, holder, epoch: *epoch }))
+                }).await
             }
 
             async fn finish(
@@ -493,6 +495,7 @@ macro_rules! common_operations {
                 now: Timestamp,
                 outcome: std::result::Result<&str, &str>,
             ) -> Result<()> {
+                self.within(async move {
                 sqlx::query(
                     "UPDATE jobs \
                      SET lease_until = $4, finished_at = $4, error = $5, report = COALESCE($6, report) \
@@ -504,21 +507,24 @@ macro_rules! common_operations {
                 .bind(At(now))
                 .bind(outcome.err())
                 .bind(outcome.ok())
-                .execute(self.writer())
+                .execute(&self.relaxed_writer())
                 .await?;
                 Ok(())
+                }).await
             }
 
             async fn job_records(&self) -> Result<Vec<JobRecord>> {
+                self.within(async move {
                 let rows: Vec<JobRow> = sqlx::query_as(
                     "SELECT name, started_at, finished_at, error, report, lease_until \
                      FROM jobs \
                      WHERE bucket = 0 \
                      ORDER BY name",
                 )
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 Ok(rows.into_iter().map(JobRecord::from).collect())
+                }).await
             }
         }
 

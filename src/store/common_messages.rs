@@ -52,7 +52,7 @@ macro_rules! common_messages {
                     .bind(id.bucket().column())
                     .bind(digits),
                 };
-                let rows: Vec<MessageRow> = query.fetch_all(self.reader()).await?;
+                let rows: Vec<MessageRow> = query.fetch_all(&self.reader()).await?;
                 row::all(rows)
             }
 
@@ -71,7 +71,7 @@ macro_rules! common_messages {
                 .bind(message.id.uuid())
                 .bind(message.state == MessageState::Open)
                 .bind(message.kind == MessageKind::Escalations)
-                .fetch_all(self.reader())
+                .fetch_all(&self.reader())
                 .await?;
                 let mut records: Vec<CarriedRecord> = row::all(rows)?;
                 for record in &mut records {
@@ -79,7 +79,7 @@ macro_rules! common_messages {
                         sqlx::query_as("SELECT description FROM tokens WHERE bucket = $1 AND id = $2")
                             .bind(record.token.bucket().column())
                             .bind(record.token.uuid())
-                            .fetch_optional(self.reader())
+                            .fetch_optional(&self.reader())
                             .await?;
                     record.description = description.map(|(description,)| description);
                 }
@@ -253,7 +253,7 @@ macro_rules! common_messages {
                 )
                 .bind(address.bucket().column())
                 .bind(address.as_str())
-                .fetch_optional(self.reader())
+                .fetch_optional(&self.reader())
                 .await?;
                 row.map(Contact::try_from).transpose()
             }
@@ -264,7 +264,7 @@ macro_rules! common_messages {
                 )
                 .bind(contact.bucket().column())
                 .bind(contact.uuid())
-                .execute(self.writer())
+                .execute(&self.writer())
                 .await?;
                 Ok(())
             }

@@ -9,7 +9,7 @@ use super::accounts::ReminderState;
 use super::planning::NewReminder;
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Reason};
-use crate::token::{Bucket, Contact, MessageId, TokenId, words};
+use crate::token::{Bucket, Contact, ContactId, MessageId, TokenId, words};
 
 /// What has become of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,6 +92,22 @@ pub struct ClaimedReminder {
     pub escalation: bool,
     /// Why it is escalated.
     pub reason: Option<Reason>,
+}
+
+impl ClaimedReminder {
+    /// The same for the fallback, and why it is told.
+    pub fn escalated(&self, fallback: ContactId, why: Option<Reason>) -> NewReminder {
+        NewReminder {
+            token: self.token,
+            generation: self.claimed.generation,
+            lead: self.claimed.lead,
+            contact: Some(fallback),
+            expires_at: self.expires_at,
+            state: ReminderState::Pending,
+            reason: why,
+            escalation: true,
+        }
+    }
 }
 
 /// A message that this process may send until its lease ends.
@@ -277,6 +293,12 @@ pub(super) const GIVE_UP_MESSAGE: &str = "UPDATE messages SET state = 'failed', 
 /// Gives up what a message that cannot be read carries.
 pub(super) const GIVE_UP_REMINDERS: &str = "UPDATE reminders SET state = 'failed', settled_at = $3 \
      WHERE bucket = $1 AND message_id = $2 AND state = 'pending'";
+
+/// Who hears of what owners could not be told. Index owners_key.
+pub(super) const FALLBACK: &str = "SELECT c.contact_id \
+     FROM owners o \
+     JOIN owner_contacts c ON c.bucket = o.bucket AND c.owner_id = o.id \
+     WHERE o.bucket = $1 AND o.key = $2";
 
 /// When the oldest message was opened that still waits.
 pub(super) const OLDEST_WAITING: &str =

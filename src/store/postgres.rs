@@ -10,7 +10,7 @@ mod outbox;
 mod planning;
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -49,8 +49,14 @@ const SESSION: &str = "SET statement_timeout = '60s'; \
      SET idle_in_transaction_session_timeout = '60s'; \
      SET TimeZone = 'UTC'";
 
+/// What a session is told besides where its commits need not wait for the disk.
+const RELAX: &str = "SET synchronous_commit = off";
+
 /// Connections of one process.
 const CONNECTIONS: u32 = 12;
+
+/// Further ones, whose commits do not wait for the disk.
+const RELAXED: u32 = 4;
 
 /// How many of them verification keeps at most; the others are for everything else.
 const KEPT: usize = 8;
@@ -58,11 +64,60 @@ const KEPT: usize = 8;
 /// For how long after its last use a connection is given out without asking whether it is alive.
 const TRUSTED: Duration = Duration::from_secs(1);
 
+/// For how long the server may be silent while a job waits for it: each of the few statements of a transaction has its own
+/// limit there, and answers, unless the server or the way to it is gone without a word.
+const PATIENCE: Duration = Duration::from_secs(90);
+
 /// A store in PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Postgres {
-    pool: PgPool,
+    options: PgConnectOptions,
+    patience: Duration,
+    pools: Arc<RwLock<Pools>>,
     kept: Arc<Mutex<Vec<Kept>>>,
+}
+
+/// The connections to a server, until it falls silent: then there are others.
+#[derive(Clone, Debug)]
+struct Pools {
+    pool: PgPool,
+    /// Its commits do not wait for the disk: for what may be lost in a crash of the server. (Leases may: a holder whose
+    /// lease was lost with it no longer finds its own row, and writes nothing.)
+    relaxed: PgPool,
+    /// Counts the pools before these.
+    generation: u64,
+}
+
+impl Pools {
+    /// Connects when it is used.
+    fn new(options: &PgConnectOptions, generation: u64) -> Self {
+        let pool = |connections: u32, relaxed: bool| {
+            PgPoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(Duration::from_secs(10))
+                // A connection that was used a moment ago is taken to be alive: asking it first doubles the cost of a read.
+                .test_before_acquire(false)
+                .before_acquire(|connection, meta| {
+                    Box::pin(async move {
+                        if meta.idle_for >= TRUSTED {
+                            connection.ping().await?;
+                        }
+                        Ok(true)
+                    })
+                })
+                .after_connect(move |connection, _| {
+                    Box::pin(async move {
+                        connection.execute(SESSION).await?;
+                        if relaxed {
+                            connection.execute(RELAX).await?;
+                        }
+                        Ok(())
+                    })
+                })
+                .connect_lazy_with(options.clone())
+        };
+        Self { pool: pool(CONNECTIONS, false), relaxed: pool(RELAXED, true), generation }
+    }
 }
 
 /// A connection that is kept out of the pool, and when it was last used.
@@ -84,35 +139,53 @@ impl Postgres {
             .map_err(|error| Error::Open(format!("cannot connect to PostgreSQL at {at}: {error}")))?;
         MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
         connection.close().await?;
-        let pool = PgPoolOptions::new()
-            .max_connections(CONNECTIONS)
-            .acquire_timeout(Duration::from_secs(10))
-            // A connection that was used a moment ago is taken to be alive: asking it first doubles the cost of a read.
-            .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
-                Box::pin(async move {
-                    if meta.idle_for >= TRUSTED {
-                        connection.ping().await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .after_connect(|connection, _| {
-                Box::pin(async move {
-                    connection.execute(SESSION).await?;
-                    Ok(())
-                })
-            })
-            .connect_with(options)
-            .await?;
-        Ok(Self { pool, kept: Arc::default() })
+        let pools = Arc::new(RwLock::new(Pools::new(&options, 0)));
+        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default() })
+    }
+
+    /// The same, with another limit to how long the server may be silent while a job waits for it.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    fn pools(&self) -> Pools {
+        self.pools.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn pool(&self) -> PgPool {
+        self.pools().pool
+    }
+
+    /// Waits for the server's answer, but not for ever: TCP alone never notices that a peer which took a request is gone.
+    /// Connections to a silent peer are left to themselves, and others are made.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        let generation = self.pools().generation;
+        match tokio::time::timeout(self.patience, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.renew(generation);
+                let problem = format!("no answer for {} seconds", self.patience.as_secs());
+                let silent = std::io::Error::new(std::io::ErrorKind::TimedOut, problem);
+                Err(Error::Unavailable(sqlx::Error::Io(silent)))
+            }
+        }
+    }
+
+    /// Makes new connections from now on, unless somebody else did since.
+    fn renew(&self, generation: u64) {
+        let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
+        if pools.generation == generation {
+            *pools = Pools::new(&self.options, generation + 1);
+            self.kept().clear();
+        }
     }
 
     /// On a task of its own, which outlives a caller that is dropped: sqlx forgets a BEGIN whose answer nobody waits for,
     /// and the pool would get a connection back with its transaction open. Whoever used it next would write without a
     /// commit.
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        let pool = self.pool.clone();
+        let pool = self.pool();
         let begun = tokio::spawn(async move { pool.begin().await });
         Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
     }
@@ -129,7 +202,7 @@ impl Postgres {
         let kept = self.kept().pop();
         match kept.filter(|(_, used)| used.elapsed() < TRUSTED) {
             Some((connection, _)) => Ok(connection),
-            None => Ok(self.pool.acquire().await?),
+            None => Ok(self.pool().acquire().await?),
         }
     }
 
@@ -147,12 +220,16 @@ impl Postgres {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer(&self) -> &PgPool {
-        &self.pool
+    fn writer(&self) -> PgPool {
+        self.pool()
     }
 
-    fn reader(&self) -> &PgPool {
-        &self.pool
+    fn relaxed_writer(&self) -> PgPool {
+        self.pools().relaxed
+    }
+
+    fn reader(&self) -> PgPool {
+        self.pool()
     }
 }
 
@@ -162,13 +239,18 @@ impl Store for Postgres {
     const GAP: Duration = Duration::ZERO;
 
     async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {
-        let (now,): (DateTime<Utc>,) = sqlx::query_as(DATABASE_TIME).fetch_one(&self.pool).await?;
-        Ok(Some(now))
+        self.within(async move {
+            let (now,): (DateTime<Utc>,) = sqlx::query_as(DATABASE_TIME).fetch_one(&self.pool()).await?;
+            Ok(Some(now))
+        })
+        .await
     }
 
     async fn close(&self) {
         self.kept().clear();
-        self.pool.close().await;
+        let Pools { pool, relaxed, .. } = self.pools();
+        relaxed.close().await;
+        pool.close().await;
     }
 }
 

@@ -16,10 +16,10 @@ use super::imports::Known;
 use super::jobs::JobRecord;
 use super::messages::{CarriedRecord, MessageRecord};
 use super::outbox::{ClaimedMessage, ClaimedReminder, MessageKind, MessageState};
-use super::planning::{Candidate, Facts};
+use super::planning::{Candidate, Facts, NewReminder};
 use super::{Error, Result};
 use crate::clock::Timestamp;
-use crate::policy::{Claimed, Deadline, Lead};
+use crate::policy::{Claimed, Deadline, Lead, Reason};
 use crate::token::{Address, Contact, ContactId, MessageId, Owner, OwnerId, Suppressed, Token, TokenId};
 
 /// An instant as either back end keeps it.
@@ -403,10 +403,25 @@ pub(super) struct CarriedRow {
     tightest: i64,
 }
 
-/// What a claim brought: messages to send, and those that cannot be read, with why.
+/// What a claim brought: messages to send, and those that cannot be read.
 pub(super) struct Claims {
     pub(super) messages: Vec<ClaimedMessage>,
-    pub(super) broken: Vec<(Uuid, String)>,
+    pub(super) broken: Vec<BrokenMessage>,
+}
+
+/// A message that cannot be read, why, and the reminders in it that can.
+pub(super) struct BrokenMessage {
+    pub(super) id: Uuid,
+    pub(super) problem: String,
+    pub(super) reminders: Vec<ClaimedReminder>,
+}
+
+impl BrokenMessage {
+    /// What the fallback is told in its place.
+    pub(super) fn escalations(&self, fallback: ContactId) -> Vec<NewReminder> {
+        let carried = self.reminders.iter().filter(|reminder| !reminder.escalation);
+        carried.map(|reminder| reminder.escalated(fallback, Some(Reason::Undeliverable))).collect()
+    }
 }
 
 /// Puts claimed messages together from their three kinds of rows. One that cannot be read (its contact is gone, say)
@@ -428,11 +443,18 @@ pub(super) fn claimed(
     for claim in claims {
         let id = claim.id;
         let contact = contacts.get(&claim.contact_id).cloned();
-        match message(claim, contact, carried_by.remove(&id).unwrap_or_default(), holder, lease_until) {
+        let carried = carried_by.remove(&id).unwrap_or_default().into_iter().map(ClaimedReminder::try_from);
+        let (reminders, unreadable): (Vec<_>, Vec<_>) = carried.partition(Result::is_ok);
+        let reminders: Vec<ClaimedReminder> = reminders.into_iter().flatten().collect();
+        let read = match unreadable.into_iter().find_map(Result::err) {
+            Some(error) => Err(error),
+            None => message(claim, contact, reminders.clone(), holder, lease_until),
+        };
+        match read {
             Ok(message) => result.messages.push(message),
             Err(error) => {
                 tracing::error!(message = %id, %error, "gave up a message that cannot be read");
-                result.broken.push((id, error.to_string()));
+                result.broken.push(BrokenMessage { id, problem: error.to_string(), reminders });
             }
         }
     }
@@ -442,7 +464,7 @@ pub(super) fn claimed(
 fn message(
     claim: ClaimRow,
     contact: Option<ContactRow>,
-    carried: Vec<CarriedRow>,
+    reminders: Vec<ClaimedReminder>,
     holder: Uuid,
     lease_until: Timestamp,
 ) -> Result<ClaimedMessage> {
@@ -458,7 +480,7 @@ fn message(
         lost_claims: claim.lost_claims,
         created_at: claim.created_at.0,
         first_claimed_at: claim.claimed_at.0,
-        reminders: all(carried)?,
+        reminders,
     })
 }
 

@@ -133,12 +133,22 @@ impl Sqlite {
         drop(connection);
     }
 
-    fn writer(&self) -> &SqlitePool {
-        &self.writer
+    fn writer(&self) -> SqlitePool {
+        self.writer.clone()
     }
 
-    fn reader(&self) -> &SqlitePool {
-        &self.readers
+    /// Every commit waits for the disk.
+    fn relaxed_writer(&self) -> SqlitePool {
+        self.writer()
+    }
+
+    fn reader(&self) -> SqlitePool {
+        self.readers.clone()
+    }
+
+    /// A file answers or fails: nothing needs an end set to it.
+    async fn within<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
+        answer.await
     }
 }
 

@@ -8,6 +8,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -39,6 +40,9 @@ struct Shared {
     manner: watch::Sender<Manner>,
     cut: watch::Sender<bool>,
     released: Semaphore,
+    /// How many connections there were, and how many of the first of them have fallen silent.
+    connections: AtomicUsize,
+    silent: AtomicUsize,
     rewrite: fn(&str) -> String,
 }
 
@@ -61,6 +65,8 @@ impl Proxy {
             manner: watch::Sender::new(Manner::Dropped),
             cut: watch::Sender::new(false),
             released: Semaphore::new(0),
+            connections: AtomicUsize::new(0),
+            silent: AtomicUsize::new(0),
             rewrite,
         });
         let task = tokio::spawn(Arc::clone(&shared).serve(listener));
@@ -82,6 +88,16 @@ impl Proxy {
     /// Returns when the statement was reached and what happens at it has happened.
     pub async fn reached(&self) {
         self.shared.counter.reached().await;
+    }
+
+    /// Passes nothing on any more, on no connection, and hangs none up: as a machine that is gone without a word.
+    pub fn fall_silent(&self) {
+        self.shared.silent.store(usize::MAX, Ordering::SeqCst);
+    }
+
+    /// Serves those who connect from now on. Those who waited wait for ever.
+    pub fn speak_again(&self) {
+        self.shared.silent.store(self.shared.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// Lets the statement that waits go on.
@@ -113,7 +129,16 @@ impl Shared {
         }
     }
 
+    /// Returns unless this connection has fallen silent.
+    async fn unless_silent(&self, number: usize) {
+        if number < self.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+    }
+
     async fn pass_on(&self, mut client: TcpStream) -> io::Result<()> {
+        let number = self.connections.fetch_add(1, Ordering::SeqCst);
+        self.unless_silent(number).await;
         let mut server = TcpStream::connect(&self.server).await?;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
@@ -146,9 +171,11 @@ impl Shared {
                 self.counter.tell();
                 self.released.acquire().await.expect("open").forget();
             }
+            self.unless_silent(number).await;
             server.write_all(&request).await?;
             loop {
                 let answer = read_message(&mut server).await?;
+                self.unless_silent(number).await;
                 let ready = answer[0] == b'Z';
                 if stop && manner == Manner::Cut {
                     if ready {

@@ -8,15 +8,16 @@ use chrono::TimeDelta;
 
 use super::LEASE;
 use crate::clock::{Clock, Timestamp};
+use crate::escalation::Carried;
 use crate::mail::compose::{Alert, Composer, Content, Item, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policy::{Reason, Verdict, recheck};
 use crate::store::Store;
 use crate::store::accounts::ReminderState;
-use crate::store::outbox::{ClaimedMessage, ClaimedReminder, Settled};
+use crate::store::outbox::{ClaimedMessage, Settled};
 use crate::store::planning::{Facts, NewReminder};
-use crate::token::{ContactId, OwnerId};
+use crate::token::ContactId;
 
 /// With less than this left of its lease, a message is renewed before it is handed over.
 const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
@@ -32,7 +33,7 @@ const MOST_LOST_CLAIMS: i32 = 10;
 pub(super) struct Attempt {
     pub(super) message: ClaimedMessage,
     /// What it says.
-    pub(super) speaking: Vec<Said>,
+    pub(super) speaking: Vec<Carried>,
     /// What has become of the rest.
     pub(super) settled: Vec<Settled>,
     /// What is told to whoever is the fallback now, in the place of an earlier one.
@@ -55,13 +56,15 @@ impl Attempt {
     ) -> (Self, Option<Letter>) {
         let Judged { speaking, mut settled, passed_on } = judge(&message, facts, now);
         let passed_on = match fallback.filter(|fallback| *fallback != message.contact.id) {
-            Some(fallback) => passed_on.iter().map(|said| said.escalated(fallback, said.reminder.reason)).collect(),
+            Some(fallback) => {
+                passed_on.iter().map(|said| said.reminder.escalated(fallback, said.reminder.reason)).collect()
+            }
             None => Vec::new(),
         };
         let mut letter = None;
         let mut happened = None;
         if message.contact.suppressed.is_some() {
-            let unreachable = |said: &Said| said.settled(ReminderState::Unreachable, Some(Reason::Suppressed));
+            let unreachable = |said: &Carried| said.settled(ReminderState::Unreachable, Some(Reason::Suppressed));
             settled.extend(speaking.iter().map(unreachable));
         } else if message.lost_claims > MOST_LOST_CLAIMS {
             happened = Some(Happened::Deserted { claims: message.lost_claims.unsigned_abs() });
@@ -69,7 +72,7 @@ impl Attempt {
             let content = match alert.filter(|_| fallback == Some(message.contact.id)) {
                 Some(alert) => Some(Content::Alert(alert)),
                 None if speaking.is_empty() => None,
-                None => Some(Content::Reminders(speaking.iter().filter_map(|said| said.item(facts)).collect())),
+                None => Some(Content::Reminders(speaking.iter().filter_map(|said| item(said, facts)).collect())),
             };
             letter = content.map(|content| Letter { message: message.id, to: message.contact.clone(), content });
         }
@@ -113,48 +116,21 @@ impl Attempt {
     }
 }
 
-/// A reminder that is still true.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Said {
-    pub(super) reminder: ClaimedReminder,
-    pub(super) owner: Option<OwnerId>,
-}
-
-impl Said {
-    pub(super) fn settled(&self, state: ReminderState, reason: Option<Reason>) -> Settled {
-        Settled { token: self.reminder.token, claimed: self.reminder.claimed, state, reason }
-    }
-
-    /// The same for the fallback, and why it is told.
-    pub(super) fn escalated(&self, fallback: ContactId, why: Option<Reason>) -> NewReminder {
-        NewReminder {
-            token: self.reminder.token,
-            generation: self.reminder.claimed.generation,
-            lead: self.reminder.claimed.lead,
-            contact: Some(fallback),
-            expires_at: self.reminder.expires_at,
-            state: ReminderState::Pending,
-            reason: why,
-            escalation: true,
-        }
-    }
-
-    fn item(&self, facts: &Facts) -> Option<Item> {
-        let (token, owner) = facts.tokens.get(&self.reminder.token)?.clone();
-        let why = self.reminder.reason.unwrap_or(Reason::NoContact);
-        let escalation = self.reminder.escalation.then(|| why.to_string());
-        Some(Item { token, owner, lead: self.reminder.claimed.lead, escalation })
-    }
+fn item(said: &Carried, facts: &Facts) -> Option<Item> {
+    let (token, owner) = facts.tokens.get(&said.reminder.token)?.clone();
+    let why = said.reminder.reason.unwrap_or(Reason::NoContact);
+    let escalation = said.reminder.escalation.then(|| why.to_string());
+    Some(Item { token, owner, lead: said.reminder.claimed.lead, escalation })
 }
 
 /// What a message carries, sorted.
 struct Judged {
     /// Still true, and for this contact.
-    speaking: Vec<Said>,
+    speaking: Vec<Carried>,
     /// What became of the rest.
     settled: Vec<Settled>,
     /// Those of the rest that are still true, and for whoever is the fallback now.
-    passed_on: Vec<Said>,
+    passed_on: Vec<Carried>,
 }
 
 /// Sorts what a message carries into what is still true and what is not.
@@ -163,7 +139,7 @@ fn judge(message: &ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged {
     for reminder in &message.reminders {
         let known = facts.tokens.get(&reminder.token);
         let owner = known.map(|(token, _)| token.owner);
-        let said = Said { reminder: *reminder, owner };
+        let said = Carried { reminder: *reminder, owner };
         if facts.broken.contains(&reminder.token) {
             settled.push(said.settled(ReminderState::Failed, Some(Reason::Unreadable)));
             continue;

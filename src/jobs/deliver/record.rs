@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::attempt::{Attempt, Said};
+use super::attempt::Attempt;
 use super::pause::Refused;
 use super::{Delivered, Deliverer, NAME};
 use crate::clock::Clock;
+use crate::escalation::{Carried, escalations};
 use crate::mail::outcome::{Next, Tried, decide};
 use crate::policy::Reason;
 use crate::store::accounts::ReminderState;
@@ -123,29 +124,21 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         Ok(Some(Record { delivery, settled, escalations }))
     }
 
-    /// What the fallback is told of reminders that their contact was not. Where the address was at fault, another contact
-    /// of the owner is enough; where the message was, operations must hear of it.
+    /// What the fallback is told of what this message could not say.
     async fn escalations(
         &self,
         message: &ClaimedMessage,
-        unsaid: &[Said],
+        unsaid: &[Carried],
         why: Reason,
         address_at_fault: bool,
     ) -> Result<Vec<NewReminder>> {
-        let Some(fallback) = self.terms.fallback.filter(|_| !unsaid.is_empty()) else { return Ok(Vec::new()) };
-        if fallback == message.contact.id {
-            tracing::error!(message = %message.id, "the fallback itself could not be told");
-            return Ok(Vec::new());
+        match self.terms.fallback {
+            Some(fallback) => {
+                let contact = message.contact.id;
+                escalations(&self.store, fallback, contact, unsaid, why, address_at_fault).await
+            }
+            None => Ok(Vec::new()),
         }
-        let mut owners: Vec<_> = unsaid.iter().filter_map(|said| said.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let reachable = self.store.reachable(&owners).await?;
-        let told = |said: &&Said| {
-            let contacts = said.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
-            address_at_fault && contacts.iter().any(|contact| *contact != message.contact.id)
-        };
-        Ok(unsaid.iter().filter(|said| !told(said)).map(|said| said.escalated(fallback, Some(why))).collect())
     }
 
     /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its

@@ -58,7 +58,7 @@ impl Imports for Postgres {
         .bind(&run.source)
         .bind(run.id)
         .bind(run.now)
-        .fetch_one(&self.pool)
+        .fetch_one(&self.pool())
         .await?;
         Ok(Unseen { active: active.unsigned_abs(), unseen: unseen.unsigned_abs() })
     }
@@ -73,7 +73,7 @@ impl Imports for Postgres {
         .bind(&run.source)
         .bind(run.id)
         .bind(run.now)
-        .execute(&self.pool)
+        .execute(&self.pool())
         .await?;
         Ok(ended.rows_affected())
     }

@@ -10,17 +10,20 @@ use super::planning::write_reminders;
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
+    ClaimedMessage, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
     OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
-use crate::token::Bucket;
+use crate::token::{Bucket, SYSTEM_OWNER_KEY};
 
 impl Outbox for Postgres {
     async fn queue(&self, now: Timestamp) -> Result<Queue> {
-        let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.pool).await?;
-        let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (i64::from(bucket), at.0)));
-        Ok(Queue::from_earliest(earliest, now))
+        self.within(async move {
+            let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.pool()).await?;
+            let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (i64::from(bucket), at.0)));
+            Ok(Queue::from_earliest(earliest, now))
+        })
+        .await
     }
 
     async fn claim(
@@ -31,11 +34,12 @@ impl Outbox for Postgres {
         lease_until: Timestamp,
         limit: u32,
     ) -> Result<Vec<ClaimedMessage>> {
-        let bucket = bucket.column();
-        let mut tx = self.begin().await?;
-        // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
-        let claims: Vec<ClaimRow> = sqlx::query_as(
-            "UPDATE messages \
+        self.within(async move {
+            let bucket = bucket.column();
+            let mut tx = self.begin().await?;
+            // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
+            let claims: Vec<ClaimRow> = sqlx::query_as(
+                "UPDATE messages \
              SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
                  claimed_at = COALESCE(claimed_at, $2), \
                  lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
@@ -47,37 +51,37 @@ impl Outbox for Postgres {
                  FOR UPDATE SKIP LOCKED \
              )) \
              RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
-        )
-        .bind(bucket)
-        .bind(now)
-        .bind(holder)
-        .bind(lease_until)
-        .bind(i64::from(limit))
-        .fetch_all(&mut *tx)
-        .await?;
-        if claims.is_empty() {
-            return Ok(Vec::new());
-        }
-        // Index reminders_pending.
-        let takers: Vec<(&ClaimRow, bool)> =
-            claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
-        if !takers.is_empty() {
-            sqlx::query(
-                "UPDATE reminders r SET message_id = m.id \
+            )
+            .bind(bucket)
+            .bind(now)
+            .bind(holder)
+            .bind(lease_until)
+            .bind(i64::from(limit))
+            .fetch_all(&mut *tx)
+            .await?;
+            if claims.is_empty() {
+                return Ok(Vec::new());
+            }
+            // Index reminders_pending.
+            let takers: Vec<(&ClaimRow, bool)> =
+                claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
+            if !takers.is_empty() {
+                sqlx::query(
+                    "UPDATE reminders r SET message_id = m.id \
                  FROM UNNEST($2::uuid[], $3::uuid[], $4::boolean[]) AS m (id, contact_id, escalated) \
                  WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL \
                    AND r.escalation = m.escalated",
-            )
-            .bind(bucket)
-            .bind(takers.iter().map(|(claim, _)| claim.id).collect::<Vec<_>>())
-            .bind(takers.iter().map(|(claim, _)| claim.contact_id).collect::<Vec<_>>())
-            .bind(takers.iter().map(|(_, escalated)| *escalated).collect::<Vec<_>>())
-            .execute(&mut *tx)
-            .await?;
-        }
-        let contact_ids: Vec<Uuid> = claims.iter().map(|claim| claim.contact_id).collect();
-        let carried: Vec<CarriedRow> = sqlx::query_as(
-            "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
+                )
+                .bind(bucket)
+                .bind(takers.iter().map(|(claim, _)| claim.id).collect::<Vec<_>>())
+                .bind(takers.iter().map(|(claim, _)| claim.contact_id).collect::<Vec<_>>())
+                .bind(takers.iter().map(|(_, escalated)| *escalated).collect::<Vec<_>>())
+                .execute(&mut *tx)
+                .await?;
+            }
+            let contact_ids: Vec<Uuid> = claims.iter().map(|claim| claim.contact_id).collect();
+            let carried: Vec<CarriedRow> = sqlx::query_as(
+                "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
                     ( \
                         SELECT MIN(o.lead) FROM reminders o \
                         WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
@@ -85,91 +89,122 @@ impl Outbox for Postgres {
                     ) AS tightest \
              FROM reminders r \
              WHERE r.bucket = $1 AND r.contact_id = ANY($2) AND r.state = 'pending' AND r.message_id = ANY($3)",
-        )
-        .bind(bucket)
-        .bind(&contact_ids)
-        .bind(claims.iter().map(|claim| claim.id).collect::<Vec<_>>())
-        .fetch_all(&mut *tx)
-        .await?;
-        let contacts: Vec<ContactRow> = sqlx::query_as(
-            "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
+            )
+            .bind(bucket)
+            .bind(&contact_ids)
+            .bind(claims.iter().map(|claim| claim.id).collect::<Vec<_>>())
+            .fetch_all(&mut *tx)
+            .await?;
+            let contacts: Vec<ContactRow> = sqlx::query_as(
+                "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
              FROM contacts \
              WHERE bucket = $1 AND id = ANY($2)",
-        )
-        .bind(bucket)
-        .bind(&contact_ids)
-        .fetch_all(&mut *tx)
-        .await?;
-        let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
-        for (id, problem) in &claimed.broken {
-            for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
-                let query = sqlx::query(statement).bind(bucket).bind(id);
-                let query = if statement == GIVE_UP_MESSAGE { query.bind(problem) } else { query };
-                query.bind(now).execute(&mut *tx).await?;
+            )
+            .bind(bucket)
+            .bind(&contact_ids)
+            .fetch_all(&mut *tx)
+            .await?;
+            let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
+            for broken in &claimed.broken {
+                for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
+                    let query = sqlx::query(statement).bind(bucket).bind(broken.id);
+                    let query = if statement == GIVE_UP_MESSAGE { query.bind(&broken.problem) } else { query };
+                    query.bind(now).execute(&mut *tx).await?;
+                }
+                let fallback: Option<(Uuid,)> = sqlx::query_as(FALLBACK)
+                    .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
+                    .bind(SYSTEM_OWNER_KEY)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+                if let Some((fallback,)) = fallback {
+                    write_reminders(&mut tx, &broken.escalations(fallback.into()), now, now, None).await?;
+                }
             }
-        }
-        tx.commit().await?;
-        Ok(claimed.messages)
+            tx.commit().await?;
+            Ok(claimed.messages)
+        })
+        .await
     }
 
     async fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> Result<bool> {
-        let renewed = sqlx::query(RENEW)
-            .bind(message.id.bucket().column())
-            .bind(message.id.uuid())
-            .bind(message.holder)
-            .bind(message.epoch)
-            .bind(lease_until)
-            .execute(&self.pool)
-            .await?;
-        Ok(renewed.rows_affected() == 1)
+        self.within(async move {
+            let renewed = sqlx::query(RENEW)
+                .bind(message.id.bucket().column())
+                .bind(message.id.uuid())
+                .bind(message.holder)
+                .bind(message.epoch)
+                .bind(lease_until)
+                .execute(&self.pool())
+                .await?;
+            Ok(renewed.rows_affected() == 1)
+        })
+        .await
     }
 
     async fn record(&self, outcomes: &[(&ClaimedMessage, &Record)], now: Timestamp) -> Result<Vec<bool>> {
-        let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
-        let bucket = first.id.bucket().column();
-        let mut tx = self.begin().await?;
-        let recorded = finish(&mut tx, bucket, outcomes, now).await?;
-        let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
-        settle(&mut tx, bucket, &ours, now).await?;
-        let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-        write_reminders(&mut tx, &escalations, now, now, None).await?;
-        tx.commit().await?;
-        Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
+        self.within(async move {
+            let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
+            let bucket = first.id.bucket().column();
+            let mut tx = self.begin().await?;
+            let recorded = finish(&mut tx, bucket, outcomes, now).await?;
+            let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
+            settle(&mut tx, bucket, &ours, now).await?;
+            let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
+            write_reminders(&mut tx, &escalations, now, now, None).await?;
+            tx.commit().await?;
+            Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
+        })
+        .await
     }
 
     async fn suppress(&self, message: &ClaimedMessage, reply: &str, now: Timestamp) -> Result<()> {
-        sqlx::query(SUPPRESS)
-            .bind(message.id.bucket().column())
-            .bind(message.contact.id.uuid())
-            .bind(now)
-            .bind(reply)
-            .bind(message.id.uuid())
-            .bind(message.holder)
-            .bind(message.epoch)
-            .execute(&self.pool)
-            .await?;
-        Ok(())
+        self.within(async move {
+            sqlx::query(SUPPRESS)
+                .bind(message.id.bucket().column())
+                .bind(message.contact.id.uuid())
+                .bind(now)
+                .bind(reply)
+                .bind(message.id.uuid())
+                .bind(message.holder)
+                .bind(message.epoch)
+                .execute(&self.pool())
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn oldest_waiting(&self) -> Result<Option<Timestamp>> {
-        let (oldest,): (Option<At>,) = sqlx::query_as(OLDEST_WAITING).fetch_one(&self.pool).await?;
-        Ok(oldest.map(|at| at.0))
+        self.within(async move {
+            let (oldest,): (Option<At>,) = sqlx::query_as(OLDEST_WAITING).fetch_one(&self.pool()).await?;
+            Ok(oldest.map(|at| at.0))
+        })
+        .await
     }
 
     async fn mails_due(&self, now: Timestamp, most: u32) -> Result<u32> {
-        let query = sqlx::query_as(MAILS_DUE).bind(At(now)).bind(i64::from(most));
-        let (due,): (i64,) = query.fetch_one(&self.pool).await?;
-        Ok(u32::try_from(due).unwrap_or(most))
+        self.within(async move {
+            let query = sqlx::query_as(MAILS_DUE).bind(At(now)).bind(i64::from(most));
+            let (due,): (i64,) = query.fetch_one(&self.pool()).await?;
+            Ok(u32::try_from(due).unwrap_or(most))
+        })
+        .await
     }
 
     async fn last_sent(&self) -> Result<Option<Timestamp>> {
-        let last: Option<(At,)> = sqlx::query_as(LAST_SENT).fetch_optional(&self.pool).await?;
-        Ok(last.map(|(at,)| at.0))
+        self.within(async move {
+            let last: Option<(At,)> = sqlx::query_as(LAST_SENT).fetch_optional(&self.pool()).await?;
+            Ok(last.map(|(at,)| at.0))
+        })
+        .await
     }
 
     async fn message_counts(&self) -> Result<Vec<MessageCount>> {
-        let rows: Vec<(String, i64)> = sqlx::query_as(MESSAGE_COUNTS).fetch_all(&self.pool).await?;
-        rows.into_iter().map(row::message_count).collect()
+        self.within(async move {
+            let rows: Vec<(String, i64)> = sqlx::query_as(MESSAGE_COUNTS).fetch_all(&self.pool()).await?;
+            rows.into_iter().map(row::message_count).collect()
+        })
+        .await
     }
 }
 

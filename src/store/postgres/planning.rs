@@ -214,211 +214,238 @@ async fn move_watermark(tx: &mut Transaction<'_, Pg>, lead: Lead, watermark: Wat
 
 impl Planning for Postgres {
     async fn overdue(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
-        // Index tokens_unplanned.
-        let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+        self.within(async move {
+            // Index tokens_unplanned.
+            let rows: Vec<CandidateRow> = sqlx::query_as(
+                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at <= $1 \
              ORDER BY expires_at, id \
              LIMIT $2",
-        )
-        .bind(now)
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        row::all(rows)
+            )
+            .bind(now)
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool())
+            .await?;
+            row::all(rows)
+        })
+        .await
     }
 
     async fn expire(&self, lease: &Lease, decided: Decided<'_>, reached: Option<Watermark>) -> Result<Written> {
-        let mut tx = self.begin().await?;
-        hold(&mut tx, lease, decided.now).await?;
-        let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
-        let expired: Vec<(Uuid,)> = sqlx::query_as(
-            "UPDATE tokens t SET status = 'expired', ended_at = d.expires_at, unplanned = FALSE \
+        self.within(async move {
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, decided.now).await?;
+            let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
+            let expired: Vec<(Uuid,)> = sqlx::query_as(
+                "UPDATE tokens t SET status = 'expired', ended_at = d.expires_at, unplanned = FALSE \
              FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
                  AS d (bucket, id, generation, expires_at) \
              WHERE t.bucket = d.bucket AND t.id = d.id AND t.status = 'active' \
                AND t.generation = d.generation AND t.expires_at = d.expires_at \
              RETURNING t.id",
-        )
-        .bind(buckets)
-        .bind(ids)
-        .bind(generations)
-        .bind(deadlines)
-        .fetch_all(&mut *tx)
-        .await?;
-        let mut reminders = decided.reminders;
-        if expired.len() < decided.looked_at.len() {
-            let expired: HashSet<Uuid> = expired.iter().map(|(id,)| *id).collect();
-            reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
-        }
-        let Decided { now, not_before, may_open, .. } = decided;
-        let written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
-        if let Some(reached) = reached {
-            move_watermark(&mut tx, Lead::EXPIRED, reached).await?;
-        }
-        count(&mut tx, EXPIRED, expired.len() as u64, now).await?;
-        count(&mut tx, lease.job, written.opened, now).await?;
-        tx.commit().await?;
-        Ok(Written { tokens: expired.len() as u64, ..written })
+            )
+            .bind(buckets)
+            .bind(ids)
+            .bind(generations)
+            .bind(deadlines)
+            .fetch_all(&mut *tx)
+            .await?;
+            let mut reminders = decided.reminders;
+            if expired.len() < decided.looked_at.len() {
+                let expired: HashSet<Uuid> = expired.iter().map(|(id,)| *id).collect();
+                reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
+            }
+            let Decided { now, not_before, may_open, .. } = decided;
+            let written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+            if let Some(reached) = reached {
+                move_watermark(&mut tx, Lead::EXPIRED, reached).await?;
+            }
+            count(&mut tx, EXPIRED, expired.len() as u64, now).await?;
+            count(&mut tx, lease.job, written.opened, now).await?;
+            tx.commit().await?;
+            Ok(Written { tokens: expired.len() as u64, ..written })
+        })
+        .await
     }
 
     async fn revive(&self, lease: &Lease, now: Timestamp, limit: u32) -> Result<u64> {
-        // Index tokens_ended: an expired token ended at its deadline, so those that end in the future come last.
-        let ids: Vec<(Uuid,)> = sqlx::query_as(
-            "SELECT id FROM tokens \
+        self.within(async move {
+            // Index tokens_ended: an expired token ended at its deadline, so those that end in the future come last.
+            let ids: Vec<(Uuid,)> = sqlx::query_as(
+                "SELECT id FROM tokens \
              WHERE ended_at > $1 AND status = 'expired' AND expires_at > $1 \
              ORDER BY ended_at DESC \
              LIMIT $2",
-        )
-        .bind(now)
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        if ids.is_empty() {
-            return Ok(0);
-        }
-        let mut tx = self.begin().await?;
-        hold(&mut tx, lease, now).await?;
-        let revived = sqlx::query(
-            "UPDATE tokens t \
+            )
+            .bind(now)
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool())
+            .await?;
+            if ids.is_empty() {
+                return Ok(0);
+            }
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, now).await?;
+            let revived = sqlx::query(
+                "UPDATE tokens t \
              SET status = 'active', ended_at = NULL, generation = t.generation + 1, unplanned = TRUE \
              FROM UNNEST($1::smallint[], $2::uuid[]) AS d (bucket, id) \
              WHERE t.bucket = d.bucket AND t.id = d.id AND t.status = 'expired' AND t.expires_at > $3",
-        )
-        .bind(ids.iter().map(|(id,)| TokenId::from(*id).bucket().column()).collect::<Vec<_>>())
-        .bind(ids.iter().map(|(id,)| *id).collect::<Vec<_>>())
-        .bind(now)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(revived.rows_affected())
+            )
+            .bind(ids.iter().map(|(id,)| TokenId::from(*id).bucket().column()).collect::<Vec<_>>())
+            .bind(ids.iter().map(|(id,)| *id).collect::<Vec<_>>())
+            .bind(now)
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(revived.rows_affected())
+        })
+        .await
     }
 
     async fn unplanned(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
-        // Index tokens_unplanned.
-        let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+        self.within(async move {
+            // Index tokens_unplanned.
+            let rows: Vec<CandidateRow> = sqlx::query_as(
+                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at > $1 \
              ORDER BY expires_at, id \
              LIMIT $2",
-        )
-        .bind(now)
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        row::all(rows)
+            )
+            .bind(now)
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool())
+            .await?;
+            row::all(rows)
+        })
+        .await
     }
 
     async fn crossing(&self, lead: Lead, from: Watermark, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
-        // Index tokens_deadline. The lead is added here and not in SQL, so that both ends are constants to the planner.
-        let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+        self.within(async move {
+            // Index tokens_deadline. The lead is added here and not in SQL, so that both ends are constants to the planner.
+            let rows: Vec<CandidateRow> = sqlx::query_as(
+                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
              FROM tokens \
              WHERE status = 'active' AND expires_at IS NOT NULL \
                AND (expires_at, id) > ($1, $2) AND expires_at <= $3 \
              ORDER BY expires_at, id \
              LIMIT $4",
-        )
-        .bind(lead.deadline_for(from.instant))
-        .bind(from.token)
-        .bind(lead.deadline_for(now))
-        .bind(i64::from(limit))
-        .fetch_all(&self.pool)
-        .await?;
-        row::all(rows)
+            )
+            .bind(lead.deadline_for(from.instant))
+            .bind(from.token)
+            .bind(lead.deadline_for(now))
+            .bind(i64::from(limit))
+            .fetch_all(&self.pool())
+            .await?;
+            row::all(rows)
+        })
+        .await
     }
 
     async fn next_deadline(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-        let (next,): (Option<At>,) = sqlx::query_as(NEXT_DEADLINE).bind(At(now)).fetch_one(&self.pool).await?;
-        Ok(next.map(|at| at.0))
+        self.within(async move {
+            let (next,): (Option<At>,) = sqlx::query_as(NEXT_DEADLINE).bind(At(now)).fetch_one(&self.pool()).await?;
+            Ok(next.map(|at| at.0))
+        })
+        .await
     }
 
     async fn reachable(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
-        let links: Vec<(Uuid, Uuid)> = sqlx::query_as(
-            "SELECT oc.owner_id, oc.contact_id \
+        self.within(async move {
+            let links: Vec<(Uuid, Uuid)> = sqlx::query_as(
+                "SELECT oc.owner_id, oc.contact_id \
              FROM UNNEST($1::smallint[], $2::uuid[]) AS o (bucket, id) \
              JOIN owner_contacts oc ON oc.bucket = o.bucket AND oc.owner_id = o.id",
-        )
-        .bind(owners.iter().map(|owner| owner.bucket().column()).collect::<Vec<_>>())
-        .bind(owners.iter().map(|owner| owner.uuid()).collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await?;
-        let contacts: HashSet<Uuid> = links.iter().map(|(_, contact)| *contact).collect();
-        let taking: Vec<(Uuid,)> = sqlx::query_as(
-            "SELECT c.id \
+            )
+            .bind(owners.iter().map(|owner| owner.bucket().column()).collect::<Vec<_>>())
+            .bind(owners.iter().map(|owner| owner.uuid()).collect::<Vec<_>>())
+            .fetch_all(&self.pool())
+            .await?;
+            let contacts: HashSet<Uuid> = links.iter().map(|(_, contact)| *contact).collect();
+            let taking: Vec<(Uuid,)> = sqlx::query_as(
+                "SELECT c.id \
              FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
              JOIN contacts c ON c.bucket = n.bucket AND c.id = n.id \
              WHERE c.suppressed_at IS NULL",
-        )
-        .bind(contacts.iter().map(|id| ContactId::from(*id).bucket().column()).collect::<Vec<_>>())
-        .bind(contacts.iter().copied().collect::<Vec<_>>())
-        .fetch_all(&self.pool)
-        .await?;
-        let taking: HashSet<Uuid> = taking.into_iter().map(|(id,)| id).collect();
-        let mut reachable: HashMap<OwnerId, Vec<ContactId>> = HashMap::new();
-        for (owner, contact) in links.into_iter().filter(|(_, contact)| taking.contains(contact)) {
-            reachable.entry(owner.into()).or_default().push(contact.into());
-        }
-        Ok(reachable)
+            )
+            .bind(contacts.iter().map(|id| ContactId::from(*id).bucket().column()).collect::<Vec<_>>())
+            .bind(contacts.iter().copied().collect::<Vec<_>>())
+            .fetch_all(&self.pool())
+            .await?;
+            let taking: HashSet<Uuid> = taking.into_iter().map(|(id,)| id).collect();
+            let mut reachable: HashMap<OwnerId, Vec<ContactId>> = HashMap::new();
+            for (owner, contact) in links.into_iter().filter(|(_, contact)| taking.contains(contact)) {
+                reachable.entry(owner.into()).or_default().push(contact.into());
+            }
+            Ok(reachable)
+        })
+        .await
     }
 
     async fn plan(&self, lease: &Lease, decided: Decided<'_>, progress: Progress) -> Result<Written> {
-        let mut tx = self.begin().await?;
-        hold(&mut tx, lease, decided.now).await?;
-        let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
-        let mut written = Written::default();
-        if !decided.reminders.is_empty() {
-            let unchanged: Vec<(Uuid,)> = sqlx::query_as(
-                "SELECT t.id \
+        self.within(async move {
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, decided.now).await?;
+            let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
+            let mut written = Written::default();
+            if !decided.reminders.is_empty() {
+                let unchanged: Vec<(Uuid,)> = sqlx::query_as(
+                    "SELECT t.id \
                  FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
                      AS d (bucket, id, generation, expires_at) \
                  JOIN tokens t ON t.bucket = d.bucket AND t.id = d.id \
                  WHERE t.status = 'active' AND t.generation = d.generation AND t.expires_at = d.expires_at",
-            )
-            .bind(&buckets)
-            .bind(&ids)
-            .bind(&generations)
-            .bind(&deadlines)
-            .fetch_all(&mut *tx)
-            .await?;
-            let unchanged: HashSet<Uuid> = unchanged.into_iter().map(|(id,)| id).collect();
-            let mut reminders = decided.reminders;
-            reminders.retain(|reminder| unchanged.contains(&reminder.token.uuid()));
-            let Decided { now, not_before, may_open, .. } = decided;
-            written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
-            count(&mut tx, lease.job, written.opened, now).await?;
-        }
-        match progress {
-            Progress::Planned => {
-                let cleared = sqlx::query(
-                    "UPDATE tokens t SET unplanned = FALSE \
-                     FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
-                         AS d (bucket, id, generation, expires_at) \
-                     WHERE t.bucket = d.bucket AND t.id = d.id AND t.unplanned \
-                       AND t.generation = d.generation AND t.expires_at = d.expires_at",
                 )
                 .bind(&buckets)
                 .bind(&ids)
                 .bind(&generations)
                 .bind(&deadlines)
-                .execute(&mut *tx)
+                .fetch_all(&mut *tx)
                 .await?;
-                written.tokens = cleared.rows_affected();
+                let unchanged: HashSet<Uuid> = unchanged.into_iter().map(|(id,)| id).collect();
+                let mut reminders = decided.reminders;
+                reminders.retain(|reminder| unchanged.contains(&reminder.token.uuid()));
+                let Decided { now, not_before, may_open, .. } = decided;
+                written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+                count(&mut tx, lease.job, written.opened, now).await?;
             }
-            Progress::Reached(lead, watermark) => {
-                move_watermark(&mut tx, lead, watermark).await?;
+            match progress {
+                Progress::Planned => {
+                    let cleared = sqlx::query(
+                        "UPDATE tokens t SET unplanned = FALSE \
+                     FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
+                         AS d (bucket, id, generation, expires_at) \
+                     WHERE t.bucket = d.bucket AND t.id = d.id AND t.unplanned \
+                       AND t.generation = d.generation AND t.expires_at = d.expires_at",
+                    )
+                    .bind(&buckets)
+                    .bind(&ids)
+                    .bind(&generations)
+                    .bind(&deadlines)
+                    .execute(&mut *tx)
+                    .await?;
+                    written.tokens = cleared.rows_affected();
+                }
+                Progress::Reached(lead, watermark) => {
+                    move_watermark(&mut tx, lead, watermark).await?;
+                }
             }
-        }
-        tx.commit().await?;
-        Ok(written)
+            tx.commit().await?;
+            Ok(written)
+        })
+        .await
     }
 
     async fn counted(&self, since: Timestamp, now: Timestamp) -> Result<Counted> {
-        let rows: Vec<(String, i64)> =
-            sqlx::query_as(COUNTED).bind(At(since)).bind(At(now)).fetch_all(&self.pool).await?;
-        Ok(Counted::from_rows(rows))
+        self.within(async move {
+            let rows: Vec<(String, i64)> =
+                sqlx::query_as(COUNTED).bind(At(since)).bind(At(now)).fetch_all(&self.pool()).await?;
+            Ok(Counted::from_rows(rows))
+        })
+        .await
     }
 
     async fn contact_count(&self) -> Result<u64> {
@@ -428,19 +455,25 @@ impl Planning for Postgres {
     }
 
     async fn held(&self, now: Timestamp) -> Result<Option<Held>> {
-        let row: (i64, Option<At>, Option<At>) = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.pool).await?;
-        Ok(Held::from_row(row))
+        self.within(async move {
+            let row: (i64, Option<At>, Option<At>) = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.pool()).await?;
+            Ok(Held::from_row(row))
+        })
+        .await
     }
 
     async fn overdue_count(&self, now: Timestamp) -> Result<u64> {
-        // Index tokens_deadline.
-        let (count,): (i64,) = sqlx::query_as(
-            "SELECT COUNT(*) FROM tokens WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at <= $1",
-        )
-        .bind(At(now))
-        .fetch_one(&self.pool)
-        .await?;
-        Ok(count.unsigned_abs())
+        self.within(async move {
+            // Index tokens_deadline.
+            let (count,): (i64,) = sqlx::query_as(
+                "SELECT COUNT(*) FROM tokens WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at <= $1",
+            )
+            .bind(At(now))
+            .fetch_one(&self.pool())
+            .await?;
+            Ok(count.unsigned_abs())
+        })
+        .await
     }
 
     async fn alert(
@@ -450,47 +483,57 @@ impl Planning for Postgres {
         unless_since: Timestamp,
         now: Timestamp,
     ) -> Result<bool> {
-        let bucket = contact.bucket();
-        let opened = sqlx::query(ALERT)
-            .bind(bucket.column())
-            .bind(MessageId::new(bucket, now).uuid())
-            .bind(contact.uuid())
-            .bind(kind.as_str())
-            .bind(At(now))
-            .bind(At(unless_since))
-            .execute(&self.pool)
-            .await?;
-        Ok(opened.rows_affected() > 0)
+        self.within(async move {
+            let bucket = contact.bucket();
+            let opened = sqlx::query(ALERT)
+                .bind(bucket.column())
+                .bind(MessageId::new(bucket, now).uuid())
+                .bind(contact.uuid())
+                .bind(kind.as_str())
+                .bind(At(now))
+                .bind(At(unless_since))
+                .execute(&self.pool())
+                .await?;
+            Ok(opened.rows_affected() > 0)
+        })
+        .await
     }
 
     async fn watermarks(&self) -> Result<HashMap<Lead, Watermark>> {
-        let rows: Vec<(i64, At, Uuid)> =
-            sqlx::query_as("SELECT lead, instant, token_id FROM watermarks WHERE bucket = 0")
-                .fetch_all(&self.pool)
-                .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(lead, instant, token)| (Lead::from_seconds(lead), Watermark { instant: instant.0, token }))
-            .collect())
+        self.within(async move {
+            let rows: Vec<(i64, At, Uuid)> =
+                sqlx::query_as("SELECT lead, instant, token_id FROM watermarks WHERE bucket = 0")
+                    .fetch_all(&self.pool())
+                    .await?;
+            Ok(rows
+                .into_iter()
+                .map(|(lead, instant, token)| (Lead::from_seconds(lead), Watermark { instant: instant.0, token }))
+                .collect())
+        })
+        .await
     }
 
     async fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp) -> Result<()> {
-        let mut tx = self.begin().await?;
-        hold(&mut tx, lease, now).await?;
-        sqlx::query("DELETE FROM watermarks WHERE bucket = 0 AND lead <> ALL($1)")
-            .bind(leads.iter().map(|lead| lead.seconds()).collect::<Vec<_>>())
-            .execute(&mut *tx)
-            .await?;
-        tx.commit().await?;
-        Ok(())
+        self.within(async move {
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, now).await?;
+            sqlx::query("DELETE FROM watermarks WHERE bucket = 0 AND lead <> ALL($1)")
+                .bind(leads.iter().map(|lead| lead.seconds()).collect::<Vec<_>>())
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+            Ok(())
+        })
+        .await
     }
 
     async fn facts(&self, asked: &[(ContactId, TokenId)]) -> Result<HashMap<ContactId, Facts>> {
-        // Everything by primary key: an address may speak for thousands of owners, and only those of the tokens matter.
-        let rows: Vec<FactRow> = sqlx::query_as(concat!(
-            "SELECT ",
-            token_columns!(),
-            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
+        self.within(async move {
+            // Everything by primary key: an address may speak for thousands of owners, and only those of the tokens matter.
+            let rows: Vec<FactRow> = sqlx::query_as(concat!(
+                "SELECT ",
+                token_columns!(),
+                ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
              n.contact_id, \
              EXISTS ( \
                  SELECT 1 FROM owner_contacts oc \
@@ -506,24 +549,27 @@ impl Planning for Postgres {
              FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[]) AS n (bucket, id, contact_id) \
              JOIN tokens t ON t.bucket = n.bucket AND t.id = n.id \
              JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id"
-        ))
-        .bind(asked.iter().map(|(_, token)| token.bucket().column()).collect::<Vec<_>>())
-        .bind(asked.iter().map(|(_, token)| token.uuid()).collect::<Vec<_>>())
-        .bind(asked.iter().map(|(contact, _)| contact.uuid()).collect::<Vec<_>>())
-        .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
-        .bind(SYSTEM_OWNER_KEY)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(row::facts(rows))
+            ))
+            .bind(asked.iter().map(|(_, token)| token.bucket().column()).collect::<Vec<_>>())
+            .bind(asked.iter().map(|(_, token)| token.uuid()).collect::<Vec<_>>())
+            .bind(asked.iter().map(|(contact, _)| contact.uuid()).collect::<Vec<_>>())
+            .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
+            .bind(SYSTEM_OWNER_KEY)
+            .fetch_all(&self.pool())
+            .await?;
+            Ok(row::facts(rows))
+        })
+        .await
     }
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {
-        let mut tx = self.begin().await?;
-        hold(&mut tx, lease, now).await?;
-        let limit = i64::from(limit);
-        // Index reminders_deadline. A pending row still has a message to go with.
-        let reminders = sqlx::query(
-            "DELETE FROM reminders r \
+        self.within(async move {
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, now).await?;
+            let limit = i64::from(limit);
+            // Index reminders_deadline. A pending row still has a message to go with.
+            let reminders = sqlx::query(
+                "DELETE FROM reminders r \
              USING ( \
                  SELECT bucket, token_id, generation, lead, contact_id \
                  FROM reminders \
@@ -533,24 +579,24 @@ impl Planning for Postgres {
              ) AS old \
              WHERE r.bucket = old.bucket AND r.token_id = old.token_id AND r.generation = old.generation \
                AND r.lead = old.lead AND r.contact_id = old.contact_id",
-        )
-        .bind(cutoffs.reminders)
-        .bind(limit)
-        .execute(&mut *tx)
-        .await?;
-        // Index messages_finished.
-        let messages = sqlx::query(
-            "DELETE FROM messages m \
+            )
+            .bind(cutoffs.reminders)
+            .bind(limit)
+            .execute(&mut *tx)
+            .await?;
+            // Index messages_finished.
+            let messages = sqlx::query(
+                "DELETE FROM messages m \
              USING (SELECT bucket, id FROM messages WHERE finished_at < $1 ORDER BY finished_at LIMIT $2) AS old \
              WHERE m.bucket = old.bucket AND m.id = old.id",
-        )
-        .bind(cutoffs.messages)
-        .bind(limit)
-        .execute(&mut *tx)
-        .await?;
-        // Index tokens_ended.
-        let tokens = sqlx::query(
-            "DELETE FROM tokens t \
+            )
+            .bind(cutoffs.messages)
+            .bind(limit)
+            .execute(&mut *tx)
+            .await?;
+            // Index tokens_ended.
+            let tokens = sqlx::query(
+                "DELETE FROM tokens t \
              USING ( \
                  SELECT bucket, id FROM tokens \
                  WHERE ended_at < $1 AND (kind <> 'primary' OR replaced_by IS NOT NULL) \
@@ -558,17 +604,19 @@ impl Planning for Postgres {
                  LIMIT $2 \
              ) AS old \
              WHERE t.bucket = old.bucket AND t.id = old.id AND t.ended_at < $1",
-        )
-        .bind(cutoffs.ended_tokens)
-        .bind(limit)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query(FORGET_COUNTS).bind(cutoffs.guard_counts).execute(&mut *tx).await?;
-        tx.commit().await?;
-        Ok(Purged {
-            reminders: reminders.rows_affected(),
-            messages: messages.rows_affected(),
-            tokens: tokens.rows_affected(),
+            )
+            .bind(cutoffs.ended_tokens)
+            .bind(limit)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query(FORGET_COUNTS).bind(cutoffs.guard_counts).execute(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(Purged {
+                reminders: reminders.rows_affected(),
+                messages: messages.rows_affected(),
+                tokens: tokens.rows_affected(),
+            })
         })
+        .await
     }
 }

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::policy::Reason;
 use crate::store::Result;
 use crate::store::bounces::{Bounces, Posted, bounce_operations};
+use crate::store::outbox::{ClaimedReminder, FALLBACK};
 use crate::store::planning::NewReminder;
 use crate::store::row::{self, At, CarriedRow};
 use crate::token::{Bucket, ContactId, MessageId, SYSTEM_OWNER_KEY};

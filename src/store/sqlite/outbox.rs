@@ -10,11 +10,11 @@ use super::planning::{hex, json, write_reminders};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
+    ClaimedMessage, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
     OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
-use crate::token::Bucket;
+use crate::token::{Bucket, SYSTEM_OWNER_KEY};
 
 impl Outbox for Sqlite {
     async fn queue(&self, now: Timestamp) -> Result<Queue> {
@@ -105,11 +105,19 @@ impl Outbox for Sqlite {
         .fetch_all(&mut *tx)
         .await?;
         let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
-        for (id, problem) in &claimed.broken {
+        for broken in &claimed.broken {
             for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
-                let query = sqlx::query(statement).bind(bucket).bind(id);
-                let query = if statement == GIVE_UP_MESSAGE { query.bind(problem) } else { query };
+                let query = sqlx::query(statement).bind(bucket).bind(broken.id);
+                let query = if statement == GIVE_UP_MESSAGE { query.bind(&broken.problem) } else { query };
                 query.bind(At(now)).execute(&mut *tx).await?;
+            }
+            let fallback: Option<(Uuid,)> = sqlx::query_as(FALLBACK)
+                .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
+                .bind(SYSTEM_OWNER_KEY)
+                .fetch_optional(&mut *tx)
+                .await?;
+            if let Some((fallback,)) = fallback {
+                write_reminders(&mut tx, &broken.escalations(fallback.into()), now, now, None).await?;
             }
         }
         tx.commit().await?;

@@ -1,0 +1,60 @@
+//! What the fallback is told of reminders that their contact was not.
+//!
+//! Where the address was at fault, it is enough that another contact of the owner is told of the same; where the message
+//! was, whoever operates lapsed must hear of it. Whether it is still true is checked when it is sent.
+
+use crate::policy::Reason;
+use crate::store::accounts::ReminderState;
+use crate::store::outbox::{ClaimedReminder, Settled};
+use crate::store::planning::NewReminder;
+use crate::store::{Result, Store};
+use crate::token::{ContactId, OwnerId};
+
+/// A reminder that a message carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Carried {
+    /// The reminder.
+    pub reminder: ClaimedReminder,
+    /// Whose token it is about; `None` where that is gone.
+    pub owner: Option<OwnerId>,
+}
+
+impl Carried {
+    /// What has become of it.
+    pub fn settled(&self, state: ReminderState, reason: Option<Reason>) -> Settled {
+        Settled { token: self.reminder.token, claimed: self.reminder.claimed, state, reason }
+    }
+}
+
+/// What the fallback is told of what this contact was not.
+///
+/// # Errors
+/// When the store fails.
+pub async fn escalations<S: Store>(
+    store: &S,
+    fallback: ContactId,
+    contact: ContactId,
+    unsaid: &[Carried],
+    why: Reason,
+    address_at_fault: bool,
+) -> Result<Vec<NewReminder>> {
+    let mut escalated = Vec::new();
+    if fallback == contact {
+        if !unsaid.is_empty() {
+            tracing::error!(%contact, "the fallback itself could not be told");
+        }
+        return Ok(escalated);
+    }
+    let mut owners: Vec<OwnerId> = unsaid.iter().filter_map(|unsaid| unsaid.owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let reachable = if address_at_fault { store.reachable(&owners).await? } else { Default::default() };
+    for unsaid in unsaid {
+        let contacts = unsaid.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
+        let others: Vec<ContactId> = contacts.iter().copied().filter(|other| *other != contact).collect();
+        if others.is_empty() || !store.is_told(&unsaid.reminder, &others).await? {
+            escalated.push(unsaid.reminder.escalated(fallback, Some(why)));
+        }
+    }
+    Ok(escalated)
+}
