@@ -160,12 +160,10 @@ mod mutated {
 
     impl Mutation for Pause {
         fn rewrite(sql: &str) -> String {
-            if !sql.starts_with("UPDATE messages SET state = 'sending'") {
-                return sql.to_owned();
-            }
+            let Some(claim) = sql.strip_prefix("WITH claimed AS (") else { return sql.to_owned() };
             let looks = "SELECT id FROM messages WHERE bucket = $1";
-            let sql = sql.replace(looks, &format!("{looks} AND (SELECT COUNT(*) FROM pause) = 1"));
-            format!("WITH pause AS MATERIALIZED (SELECT pg_advisory_xact_lock({PAUSE})) {sql}")
+            let claim = claim.replace(looks, &format!("{looks} AND (SELECT COUNT(*) FROM pause) = 1"));
+            format!("WITH pause AS MATERIALIZED (SELECT pg_advisory_xact_lock({PAUSE})), claimed AS ({claim}")
         }
 
         fn changed() -> &'static AtomicBool {
@@ -180,18 +178,22 @@ mod mutated {
     impl Mutation for AttachAtOnce {
         fn rewrite(sql: &str) -> String {
             if sql.starts_with("UPDATE reminders r SET message_id") {
-                return format!("{sql} AND FALSE");
+                let (_, columns) = sql.split_once("RETURNING").expect("what was attached");
+                return format!(
+                    "SELECT {columns} FROM reminders r \
+                     WHERE r.bucket = $1 AND r.message_id = ANY($2) AND r.contact_id = ANY($3)"
+                );
             }
-            match Pause::rewrite(sql).split_once(" UPDATE messages") {
-                Some((pause, claim)) => format!(
-                    "{pause}, claimed AS (UPDATE messages{claim}), \
+            match Pause::rewrite(sql).split_once(") SELECT m.id") {
+                Some((claim, rest)) => format!(
+                    "{claim}), \
                      attached AS ( \
                          UPDATE reminders r SET message_id = c.id \
                          FROM claimed c \
                          WHERE r.bucket = $1 AND r.contact_id = c.contact_id AND c.lease_epoch = 1 \
                            AND r.state = 'pending' AND r.message_id IS NULL \
                      ) \
-                     SELECT * FROM claimed"
+                     SELECT m.id{rest}"
                 ),
                 None => sql.to_owned(),
             }

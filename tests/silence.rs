@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::backend::{Backend, OnPostgres};
+use crate::support::backend::OnPostgres;
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::world::{World, dawn, days};
 use lapsed::jobs::remind;

@@ -3,16 +3,18 @@
 //! Messages are claimed in a short transaction, sent in none, and recorded in a short transaction. Between the mail
 //! server's acceptance and the record a crash repeats a message, with the same `Message-ID` and the same reminders or
 //! fewer; nothing else can repeat one. At most as many are claimed as there are sessions that can begin at once, so that
-//! many are repeated at most. Nothing is claimed before the mail server answers, so that a server that is out of reach
+//! many are repeated at most: a message counts until it is recorded. Nothing is claimed before the mail server answers, so that a server that is out of reach
 //! touches no message. What is said is checked against the tokens as they are at that moment.
 //!
 //! One [`Deliverer`] claims, checks and records for all sessions of its process, for as many of them at once as are idle;
-//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other.
+//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other. While
+//! what has ended is recorded, the others go on, and what ends meanwhile is recorded together after it.
 
 mod attempt;
 mod pace;
 mod pause;
 mod record;
+mod recording;
 mod sessions;
 
 use std::collections::{HashMap, VecDeque};
@@ -35,10 +37,15 @@ use crate::token::{Bucket, ContactId, MessageId};
 use attempt::Attempt;
 use pace::Pace;
 use pause::{Pause, Refused};
+use recording::Recording;
 use sessions::{Ended, Sessions, Told};
 
 /// The job's name in logs.
 pub const NAME: &str = "deliver";
+
+/// How long a session that is free, and a message that is to be recorded, wait for others at most: most of what a claim and
+/// a record cost does not depend on the number of messages.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// How long a claim lasts without renewal.
 pub const LEASE: TimeDelta = TimeDelta::minutes(5);
@@ -119,6 +126,9 @@ pub struct Deliverer<S, C> {
     pause: Pause,
     /// Tried, and to be recorded.
     ended: Vec<Attempt>,
+    recording: Recording,
+    /// Since when fewer sessions are free than are worth a claim, or fewer messages have ended than are worth a record.
+    gathering: Option<Instant>,
     /// Refused at MAIL: what that means is seen from the message that comes next.
     suspect: Option<Attempt>,
     /// What the store was last told that delivery waits for.
@@ -142,6 +152,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             plenty: false,
             pause: Pause::default(),
             ended: Vec::new(),
+            recording: Recording::default(),
+            gathering: None,
             suspect: None,
             told: None,
             refused: None,
@@ -163,29 +175,36 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         while let Some(told) = self.sessions.try_ended() {
             self.note(told);
         }
-        let did = self.record_ended().await?;
-        self.begin().await?;
+        let did = self.recording.take()?;
+        if !self.gathers() {
+            self.gathering = None;
+            self.record_ended().await?;
+            self.begin().await?;
+        }
         self.tell_status().await?;
-        let more = !self.ended.is_empty() || (!self.nothing_due && self.room(self.clock.now()) > 0);
-        Ok(Outcome { did, more })
+        let may_record = !self.ended.is_empty() && !self.recording.is_busy();
+        let may_begin = !self.nothing_due && self.room(self.clock.now()) > 0;
+        Ok(Outcome { did, more: (may_record || may_begin) && !self.gathers() })
     }
 
-    /// Waits until there is something for another step to do: a message was tried, a session was opened, or the rate
-    /// allows one more. `false` at once, when nothing of that is under way. Nothing is lost when it is dropped.
+    /// Waits until there is something for another step to do: a message was tried or recorded, a session was opened, or the
+    /// rate allows one more. `false` at once, when nothing of that is under way. Nothing is lost when it is dropped.
     pub async fn wait(&mut self) -> bool {
         let may_begin = !self.nothing_due && self.sessions.idle() > 0 && !self.pause.waits(self.clock.now());
         let allowed = self.pace.wait(Instant::now()).filter(|_| may_begin);
-        if !self.sessions.are_busy() && allowed.is_none() {
+        if !self.sessions.are_busy() && !self.recording.is_busy() && allowed.is_none() {
             return false;
         }
+        let gathered = self.gathering.map(|since| since + GATHER);
         let until_allowed = async {
-            match allowed {
+            match allowed.into_iter().chain(gathered).min() {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
+            () = self.recording.done() => {}
             () = until_allowed => {}
         }
         true
@@ -198,18 +217,22 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     pub async fn finish(&mut self) -> Result<Delivered> {
         let mut did = Delivered::default();
         self.pause.stop();
-        while self.sessions.sending() > 0 || self.suspect.is_some() || !self.ended.is_empty() {
+        loop {
+            did += self.recording.take()?;
             if self.sessions.sending() == 0 {
                 self.release_suspect();
             }
-            if self.ended.is_empty()
-                && let Some(told) = self.sessions.ended().await
-            {
-                self.note(told);
+            self.record_ended().await?;
+            if self.recording.is_busy() {
+                self.recording.done().await;
+            } else if self.sessions.sending() > 0 {
+                if let Some(told) = self.sessions.ended().await {
+                    self.note(told);
+                }
+            } else if self.suspect.is_none() && self.ended.is_empty() {
+                return Ok(did);
             }
-            did += self.record_ended().await?;
         }
-        Ok(did)
     }
 
     /// When the next step would find something to do, as far as is known now; `None`: not before something new is due,
@@ -252,6 +275,18 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
     }
 
+    /// Whether to wait for more to be done at once. Not where nothing is under way that could bring it.
+    fn gathers(&mut self) -> bool {
+        let ready = self.sessions.idle().saturating_sub(self.recording.messages());
+        let comes = self.sessions.sending() > 0 || self.recording.is_busy();
+        if !comes || ready == 0 || ready >= self.sessions.all() / 2 {
+            self.gathering = None;
+            return false;
+        }
+        let now = Instant::now();
+        now < *self.gathering.get_or_insert(now) + GATHER
+    }
+
     /// How many messages may begin now.
     fn room(&self, now: Timestamp) -> usize {
         if self.pause.waits(now) {
@@ -259,7 +294,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
         // One message shows whether the server still refuses everybody.
         let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
-        self.pace.room(Instant::now(), self.sessions.idle().min(most))
+        let free = self.sessions.idle().saturating_sub(self.ended.len() + self.recording.messages());
+        self.pace.room(Instant::now(), free.min(most))
     }
 
     async fn begin(&mut self) -> Result<()> {

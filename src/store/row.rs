@@ -390,6 +390,29 @@ impl ClaimRow {
     }
 }
 
+/// The same with its contact, where there is one.
+#[derive(FromRow)]
+pub(super) struct ClaimAndContactRow {
+    #[sqlx(flatten)]
+    claim: ClaimRow,
+    address: Option<String>,
+    time_zone: Option<String>,
+    locale: Option<String>,
+    suppressed_at: Option<At>,
+    suppressed_why: Option<String>,
+}
+
+impl ClaimAndContactRow {
+    /// The two apart.
+    pub(super) fn split(self) -> (ClaimRow, Option<ContactRow>) {
+        let Self { claim, address, time_zone, locale, suppressed_at, suppressed_why } = self;
+        let id = claim.contact_id;
+        let contact =
+            address.map(|address| ContactRow { id, address, time_zone, locale, suppressed_at, suppressed_why });
+        (claim, contact)
+    }
+}
+
 /// What a claimed message carries.
 #[derive(FromRow)]
 pub(super) struct CarriedRow {

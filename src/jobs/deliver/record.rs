@@ -1,11 +1,10 @@
-//! What became of messages: decided, told to the fallback where it must be, and recorded.
+//! What became of messages: decided, and told to the fallback where it must be.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use super::attempt::Attempt;
 use super::pause::Refused;
-use super::{Delivered, Deliverer, NAME};
+use super::{Deliverer, NAME};
 use crate::clock::Clock;
 use crate::escalation::{Carried, escalations};
 use crate::mail::outcome::{Next, Tried, decide};
@@ -17,9 +16,12 @@ use crate::store::{Result, Store};
 use crate::token::Bucket;
 
 impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
-    /// Records all that has ended.
-    pub(super) async fn record_ended(&mut self) -> Result<Delivered> {
-        let mut did = Delivered::default();
+    /// Begins to record all that has ended, unless something is being recorded: then it goes with the next.
+    pub(super) async fn record_ended(&mut self) -> Result<()> {
+        if self.recording.is_busy() || self.ended.is_empty() {
+            return Ok(());
+        }
+        let mut lost = 0;
         let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
         for (attempt, another_refused) in self.judge_refusals() {
             let bucket = attempt.message.id.bucket();
@@ -27,19 +29,12 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 Some(record) => by_bucket.entry(bucket).or_default().push((attempt, record)),
                 None => {
                     tracing::warn!(message = %attempt.message.id, "lost the lease on a message before it was handed over");
-                    did.lost += 1;
+                    lost += 1;
                 }
             }
         }
-        let mut result = Ok(());
-        for outcomes in by_bucket.into_values() {
-            // What the store refuses of one bucket must not keep the others from being recorded.
-            match self.record_all(&outcomes).await {
-                Ok(more) => did += more,
-                Err(error) => result = Err(error),
-            }
-        }
-        result.map(|()| did)
+        self.recording.begin(self.store.clone(), self.clock.clone(), by_bucket.into_values().collect(), lost);
+        Ok(())
     }
 
     /// What has ended, and of each whether it was refused at MAIL as another one was before it. A message that is the first
@@ -141,50 +136,6 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
     }
 
-    /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its
-    /// own: one that cannot be recorded must not make the others be sent again.
-    async fn record_all(&self, outcomes: &[(Attempt, Record)]) -> Result<Delivered> {
-        let mut did = Delivered::default();
-        match self.store_outcomes(outcomes).await {
-            Ok(recorded) => {
-                for ((attempt, record), recorded) in outcomes.iter().zip(recorded) {
-                    did += report(&attempt.message, record, recorded);
-                }
-                Ok(did)
-            }
-            Err(error) if outcomes.len() == 1 || error.is_transient() => Err(error),
-            Err(_) => {
-                let mut result = Ok(());
-                for outcome in outcomes.chunks(1) {
-                    match self.store_outcomes(outcome).await {
-                        Ok(recorded) => {
-                            did += report(&outcome[0].0.message, &outcome[0].1, recorded.first() == Some(&true));
-                        }
-                        Err(error) => result = Err(error),
-                    }
-                }
-                result.map(|()| did)
-            }
-        }
-    }
-
-    /// While the store is out of reach it is tried again until the last lease ends: a message that was sent and not
-    /// recorded would be sent twice.
-    async fn store_outcomes(&self, outcomes: &[(Attempt, Record)]) -> Result<Vec<bool>> {
-        let pairs: Vec<_> = outcomes.iter().map(|(attempt, record)| (&attempt.message, record)).collect();
-        let until = outcomes.iter().map(|(attempt, _)| attempt.lease_until).max().unwrap_or_default();
-        loop {
-            let now = self.clock.now();
-            match self.store.record(&pairs, now).await {
-                Err(error) if error.is_transient() && now < until => {
-                    tracing::warn!(messages = pairs.len(), %error, "cannot record messages yet");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
-                }
-                answer => return answer,
-            }
-        }
-    }
-
     /// Keeps in the store whether delivery pauses, for whoever asks how it goes. Of several processes the last one counts.
     pub(super) async fn tell_status(&mut self) -> Result<()> {
         let why = self.pause.why();
@@ -212,36 +163,4 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             tracing::warn!(reply, retry_at = %until, "the mail server refuses everybody: delivery pauses");
         }
     }
-}
-
-/// Tells the log what became of a message, and counts it.
-fn report(message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivered {
-    let id = message.id;
-    let reminders = record.settled.iter().filter(|settled| settled.state == ReminderState::Sent).count();
-    let mut did = Delivered::default();
-    if !recorded {
-        tracing::warn!(message = %id, "another process took this message over: it may arrive twice");
-        did.lost = 1;
-        return did;
-    }
-    match &record.delivery {
-        Delivery::Sent(_) => {
-            tracing::info!(message = %id, reminders, attempt = message.attempts + 1, "sent a message");
-            did.sent = 1;
-        }
-        Delivery::Retry { at, counts, unknown, .. } => {
-            tracing::info!(message = %id, retry_at = %at, counts, unknown, "a message will be tried again");
-            did.retried = 1;
-            did.unknown = u64::from(*unknown);
-        }
-        Delivery::Failed(_) => {
-            tracing::warn!(message = %id, contact = %message.contact.id, "gave a message up");
-            did.failed = 1;
-        }
-        Delivery::Cancelled => {
-            tracing::info!(message = %id, "a message had nothing left to say");
-            did.cancelled = 1;
-        }
-    }
-    did
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::{Postgres as Pg, Transaction};
+use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use super::Postgres;
@@ -13,7 +13,7 @@ use crate::store::outbox::{
     ClaimedMessage, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
     OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
 };
-use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
+use crate::store::row::{self, At, CarriedRow, ClaimAndContactRow, ClaimRow};
 use crate::token::{Bucket, SYSTEM_OWNER_KEY};
 
 impl Outbox for Postgres {
@@ -22,6 +22,15 @@ impl Outbox for Postgres {
             let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.pool()).await?;
             let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (i64::from(bucket), at.0)));
             Ok(Queue::from_earliest(earliest, now))
+        })
+        .await
+    }
+
+    async fn mails_due(&self, now: Timestamp, most: u32) -> Result<u32> {
+        self.within(async move {
+            let query = sqlx::query_as(MAILS_DUE).bind(At(now)).bind(i64::from(most));
+            let (due,): (i64,) = query.fetch_one(&self.pool()).await?;
+            Ok(u32::try_from(due).unwrap_or(most))
         })
         .await
     }
@@ -38,19 +47,25 @@ impl Outbox for Postgres {
             let bucket = bucket.column();
             let mut tx = self.begin().await?;
             // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
-            let claims: Vec<ClaimRow> = sqlx::query_as(
-                "UPDATE messages \
-             SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
-                 claimed_at = COALESCE(claimed_at, $2), \
-                 lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
-             WHERE bucket = $1 AND id = ANY(ARRAY( \
-                 SELECT id FROM messages \
-                 WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
-                 ORDER BY not_before \
-                 LIMIT $5 \
-                 FOR UPDATE SKIP LOCKED \
-             )) \
-             RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
+            let rows: Vec<ClaimAndContactRow> = sqlx::query_as(
+                "WITH claimed AS ( \
+                 UPDATE messages \
+                 SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
+                     claimed_at = COALESCE(claimed_at, $2), \
+                     lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
+                 WHERE bucket = $1 AND id = ANY(ARRAY( \
+                     SELECT id FROM messages \
+                     WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
+                     ORDER BY not_before \
+                     LIMIT $5 \
+                     FOR UPDATE SKIP LOCKED \
+                 )) \
+                 RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at \
+             ) \
+             SELECT m.id, m.contact_id, m.kind, m.lease_epoch, m.attempts, m.lost_claims, m.created_at, m.claimed_at, \
+                    c.address, c.time_zone, c.locale, c.suppressed_at, c.suppressed_why \
+             FROM claimed m \
+             LEFT JOIN contacts c ON c.bucket = $1 AND c.id = m.contact_id",
             )
             .bind(bucket)
             .bind(now)
@@ -59,51 +74,34 @@ impl Outbox for Postgres {
             .bind(i64::from(limit))
             .fetch_all(&mut *tx)
             .await?;
-            if claims.is_empty() {
+            if rows.is_empty() {
                 return Ok(Vec::new());
             }
-            // Index reminders_pending.
+            let (claims, contacts): (Vec<ClaimRow>, Vec<_>) = rows.into_iter().map(ClaimAndContactRow::split).unzip();
             let takers: Vec<(&ClaimRow, bool)> =
                 claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
+            let mut carried: Vec<CarriedRow> = Vec::new();
             if !takers.is_empty() {
-                sqlx::query(
-                    "UPDATE reminders r SET message_id = m.id \
-                 FROM UNNEST($2::uuid[], $3::uuid[], $4::boolean[]) AS m (id, contact_id, escalated) \
-                 WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL \
-                   AND r.escalation = m.escalated",
-                )
-                .bind(bucket)
-                .bind(takers.iter().map(|(claim, _)| claim.id).collect::<Vec<_>>())
-                .bind(takers.iter().map(|(claim, _)| claim.contact_id).collect::<Vec<_>>())
-                .bind(takers.iter().map(|(_, escalated)| *escalated).collect::<Vec<_>>())
-                .execute(&mut *tx)
-                .await?;
+                let rows: Vec<CarriedRow> = sqlx::query_as(ATTACH)
+                    .bind(bucket)
+                    .bind(takers.iter().map(|(claim, _)| claim.id).collect::<Vec<_>>())
+                    .bind(takers.iter().map(|(claim, _)| claim.contact_id).collect::<Vec<_>>())
+                    .bind(takers.iter().map(|(_, escalated)| *escalated).collect::<Vec<_>>())
+                    .fetch_all(&mut *tx)
+                    .await?;
+                carried.extend(rows);
             }
-            let contact_ids: Vec<Uuid> = claims.iter().map(|claim| claim.contact_id).collect();
-            let carried: Vec<CarriedRow> = sqlx::query_as(
-                "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
-                    ( \
-                        SELECT MIN(o.lead) FROM reminders o \
-                        WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
-                          AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
-                    ) AS tightest \
-             FROM reminders r \
-             WHERE r.bucket = $1 AND r.contact_id = ANY($2) AND r.state = 'pending' AND r.message_id = ANY($3)",
-            )
-            .bind(bucket)
-            .bind(&contact_ids)
-            .bind(claims.iter().map(|claim| claim.id).collect::<Vec<_>>())
-            .fetch_all(&mut *tx)
-            .await?;
-            let contacts: Vec<ContactRow> = sqlx::query_as(
-                "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
-             FROM contacts \
-             WHERE bucket = $1 AND id = ANY($2)",
-            )
-            .bind(bucket)
-            .bind(&contact_ids)
-            .fetch_all(&mut *tx)
-            .await?;
+            let others: Vec<&ClaimRow> = claims.iter().filter(|claim| claim.takes().is_none()).collect();
+            if !others.is_empty() {
+                let rows: Vec<CarriedRow> = sqlx::query_as(CARRIED)
+                    .bind(bucket)
+                    .bind(others.iter().map(|claim| claim.id).collect::<Vec<_>>())
+                    .bind(others.iter().map(|claim| claim.contact_id).collect::<Vec<_>>())
+                    .fetch_all(&mut *tx)
+                    .await?;
+                carried.extend(rows);
+            }
+            let contacts = contacts.into_iter().flatten().collect();
             let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
             for broken in &claimed.broken {
                 for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
@@ -145,13 +143,19 @@ impl Outbox for Postgres {
         self.within(async move {
             let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
             let bucket = first.id.bucket().column();
-            let mut tx = self.begin().await?;
-            let recorded = finish(&mut tx, bucket, outcomes, now).await?;
-            let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
-            settle(&mut tx, bucket, &ours, now).await?;
-            let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-            write_reminders(&mut tx, &escalations, now, now, None).await?;
-            tx.commit().await?;
+            let escalated = outcomes.iter().any(|(_, record)| !record.escalations.is_empty());
+            let recorded = if escalated {
+                let mut tx = self.begin().await?;
+                let recorded = finish(&mut *tx, bucket, outcomes, now).await?;
+                let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
+                let escalations: Vec<_> = ours.flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
+                write_reminders(&mut tx, &escalations, now, now, None).await?;
+                tx.commit().await?;
+                recorded
+            } else {
+                // One statement, which is a transaction of its own.
+                finish(&self.pool(), bucket, outcomes, now).await?
+            };
             Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
         })
         .await
@@ -182,15 +186,6 @@ impl Outbox for Postgres {
         .await
     }
 
-    async fn mails_due(&self, now: Timestamp, most: u32) -> Result<u32> {
-        self.within(async move {
-            let query = sqlx::query_as(MAILS_DUE).bind(At(now)).bind(i64::from(most));
-            let (due,): (i64,) = query.fetch_one(&self.pool()).await?;
-            Ok(u32::try_from(due).unwrap_or(most))
-        })
-        .await
-    }
-
     async fn last_sent(&self) -> Result<Option<Timestamp>> {
         self.within(async move {
             let last: Option<(At,)> = sqlx::query_as(LAST_SENT).fetch_optional(&self.pool()).await?;
@@ -208,25 +203,62 @@ impl Outbox for Postgres {
     }
 }
 
-/// Ends the messages that are still their holders', and gives their ids.
-async fn finish(
-    tx: &mut Transaction<'_, Pg>,
+/// What a planner wrote for the contacts of messages that are claimed for the first time goes with them. Index
+/// reminders_pending.
+const ATTACH: &str = "UPDATE reminders r SET message_id = m.id \
+     FROM UNNEST($2::uuid[], $3::uuid[], $4::boolean[]) AS m (id, contact_id, escalated) \
+     WHERE r.bucket = $1 AND r.contact_id = m.contact_id AND r.state = 'pending' AND r.message_id IS NULL \
+       AND r.escalation = m.escalated \
+     RETURNING r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
+         ( \
+             SELECT MIN(o.lead) FROM reminders o \
+             WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
+               AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
+         ) AS tightest";
+
+/// What goes with messages that were claimed before. Index reminders_pending.
+const CARRIED: &str = "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
+         ( \
+             SELECT MIN(o.lead) FROM reminders o \
+             WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
+               AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
+         ) AS tightest \
+     FROM reminders r \
+     WHERE r.bucket = $1 AND r.message_id = ANY($2) AND r.contact_id = ANY($3) AND r.state = 'pending'";
+
+/// Ends the messages that are still their holders', says of their reminders what has become of them, and gives the
+/// messages' ids.
+async fn finish<'e>(
+    executor: impl PgExecutor<'e>,
     bucket: i16,
     outcomes: &[(&ClaimedMessage, &Record)],
     now: Timestamp,
 ) -> Result<HashSet<Uuid>> {
     let instants = || outcomes.iter().map(|(_, record)| record.delivery.instants(now));
+    let settled: Vec<_> =
+        outcomes.iter().flat_map(|(message, record)| record.settled.iter().map(move |s| (*message, s))).collect();
     let recorded: Vec<(Uuid,)> = sqlx::query_as(
-        "UPDATE messages m \
-         SET state = n.state, not_before = n.not_before, attempts = m.attempts + n.attempts, \
-             unknown_outcomes = m.unknown_outcomes + n.unknown_outcomes, \
-             last_reply = COALESCE(n.reply, m.last_reply), lease_holder = NULL, finished_at = n.finished_at \
-         FROM UNNEST($2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::timestamptz[], $7::integer[], \
-                     $8::integer[], $9::text[], $10::timestamptz[]) \
-             AS n (id, holder, epoch, state, not_before, attempts, unknown_outcomes, reply, finished_at) \
-         WHERE m.bucket = $1 AND m.id = n.id AND m.state = 'sending' AND m.lease_holder = n.holder \
-           AND m.lease_epoch = n.epoch \
-         RETURNING m.id",
+        "WITH recorded AS ( \
+             UPDATE messages m \
+             SET state = n.state, not_before = n.not_before, attempts = m.attempts + n.attempts, \
+                 unknown_outcomes = m.unknown_outcomes + n.unknown_outcomes, \
+                 last_reply = COALESCE(n.reply, m.last_reply), lease_holder = NULL, finished_at = n.finished_at \
+             FROM UNNEST($2::uuid[], $3::uuid[], $4::integer[], $5::text[], $6::timestamptz[], $7::integer[], \
+                         $8::integer[], $9::text[], $10::timestamptz[]) \
+                 AS n (id, holder, epoch, state, not_before, attempts, unknown_outcomes, reply, finished_at) \
+             WHERE m.bucket = $1 AND m.id = n.id AND m.state = 'sending' AND m.lease_holder = n.holder \
+               AND m.lease_epoch = n.epoch \
+             RETURNING m.id \
+         ), settled AS ( \
+             UPDATE reminders r SET state = s.state, reason = COALESCE(s.reason, r.reason), settled_at = $18 \
+             FROM UNNEST($11::uuid[], $12::integer[], $13::bigint[], $14::uuid[], $15::uuid[], $16::text[], \
+                         $17::text[]) \
+                 AS s (token_id, generation, lead, contact_id, message_id, state, reason) \
+             JOIN recorded ON recorded.id = s.message_id \
+             WHERE r.bucket = $1 AND r.token_id = s.token_id AND r.generation = s.generation AND r.lead = s.lead \
+               AND r.contact_id = s.contact_id AND r.state = 'pending' AND r.message_id = s.message_id \
+         ) \
+         SELECT id FROM recorded",
     )
     .bind(bucket)
     .bind(outcomes.iter().map(|(message, _)| message.id.uuid()).collect::<Vec<_>>())
@@ -238,31 +270,6 @@ async fn finish(
     .bind(outcomes.iter().map(|(_, record)| record.delivery.unknown_outcomes()).collect::<Vec<_>>())
     .bind(outcomes.iter().map(|(_, record)| record.delivery.reply()).collect::<Vec<_>>())
     .bind(instants().map(|(_, finished_at)| finished_at).collect::<Vec<_>>())
-    .fetch_all(&mut **tx)
-    .await?;
-    Ok(recorded.into_iter().map(|(id,)| id).collect())
-}
-
-/// Says of reminders what has become of them.
-async fn settle(
-    tx: &mut Transaction<'_, Pg>,
-    bucket: i16,
-    outcomes: &[&(&ClaimedMessage, &Record)],
-    now: Timestamp,
-) -> Result<()> {
-    let settled: Vec<_> =
-        outcomes.iter().flat_map(|(message, record)| record.settled.iter().map(move |s| (*message, s))).collect();
-    if settled.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "UPDATE reminders r SET state = s.state, reason = COALESCE(s.reason, r.reason), settled_at = $9 \
-         FROM UNNEST($2::uuid[], $3::integer[], $4::bigint[], $5::uuid[], $6::uuid[], $7::text[], $8::text[]) \
-             AS s (token_id, generation, lead, contact_id, message_id, state, reason) \
-         WHERE r.bucket = $1 AND r.token_id = s.token_id AND r.generation = s.generation AND r.lead = s.lead \
-           AND r.contact_id = s.contact_id AND r.state = 'pending' AND r.message_id = s.message_id",
-    )
-    .bind(bucket)
     .bind(settled.iter().map(|(_, s)| s.token.uuid()).collect::<Vec<_>>())
     .bind(settled.iter().map(|(_, s)| s.claimed.generation).collect::<Vec<_>>())
     .bind(settled.iter().map(|(_, s)| s.claimed.lead.seconds()).collect::<Vec<_>>())
@@ -271,7 +278,7 @@ async fn settle(
     .bind(settled.iter().map(|(_, s)| s.state.as_str()).collect::<Vec<_>>())
     .bind(settled.iter().map(|(_, s)| s.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
     .bind(now)
-    .execute(&mut **tx)
+    .fetch_all(executor)
     .await?;
-    Ok(())
+    Ok(recorded.into_iter().map(|(id,)| id).collect())
 }

@@ -1,0 +1,163 @@
+//! What became of messages is written down, in a task of its own, so that meanwhile others are claimed and sent.
+//!
+//! One set of messages at a time: what ends meanwhile is recorded together, which costs hardly more than one. Dropping
+//! [`Recording`] drops the task; what it had not recorded is then sent again.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::Delivered;
+use super::attempt::Attempt;
+use crate::clock::Clock;
+use crate::store::accounts::ReminderState;
+use crate::store::outbox::{ClaimedMessage, Delivery, Record};
+use crate::store::{Result, Store};
+
+/// Attempts of one bucket, and what to record of each.
+type Outcomes = Vec<(Attempt, Record)>;
+
+/// The messages that are being recorded, and what came of it.
+#[derive(Default)]
+pub(super) struct Recording {
+    under_way: JoinSet<Result<Delivered>>,
+    messages: usize,
+    done: Option<Result<Delivered>>,
+}
+
+impl Recording {
+    /// Whether messages are being recorded, or have been and nobody has asked yet what came of it.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.under_way.is_empty() || self.done.is_some()
+    }
+
+    /// How many are being recorded.
+    pub(super) fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Begins to record. `lost` messages had been lost to another process before.
+    pub(super) fn begin<S: Store, C: Clock>(&mut self, store: S, clock: C, buckets: Vec<Outcomes>, lost: u64) {
+        self.messages = buckets.iter().map(Vec::len).sum();
+        let mut did = Delivered { lost, ..Delivered::default() };
+        self.under_way.spawn(async move {
+            let recorder = Recorder { store, clock };
+            let mut result = Ok(());
+            for outcomes in &buckets {
+                // What the store refuses of one bucket must not keep the others from being recorded.
+                match recorder.record_all(outcomes).await {
+                    Ok(more) => did += more,
+                    Err(error) => result = Err(error),
+                }
+            }
+            result.map(|()| did)
+        });
+    }
+
+    /// Waits until the messages are recorded; pending for ever when there are none. Nothing is lost when it is dropped.
+    pub(super) async fn done(&mut self) {
+        if self.done.is_none() {
+            match self.under_way.join_next().await {
+                Some(joined) => self.note(joined),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// What came of it, if it is done.
+    pub(super) fn take(&mut self) -> Result<Delivered> {
+        if let Some(joined) = self.under_way.try_join_next() {
+            self.note(joined);
+        }
+        self.done.take().unwrap_or_else(|| Ok(Delivered::default()))
+    }
+
+    /// A panic in the task is a panic here: whoever supervises the process starts it anew.
+    fn note(&mut self, joined: std::result::Result<Result<Delivered>, tokio::task::JoinError>) {
+        self.messages = 0;
+        self.done = Some(joined.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())));
+    }
+}
+
+struct Recorder<S, C> {
+    store: S,
+    clock: C,
+}
+
+impl<S: Store, C: Clock> Recorder<S, C> {
+    /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its
+    /// own: one that cannot be recorded must not make the others be sent again.
+    async fn record_all(&self, outcomes: &[(Attempt, Record)]) -> Result<Delivered> {
+        let mut did = Delivered::default();
+        match self.store_outcomes(outcomes).await {
+            Ok(recorded) => {
+                for ((attempt, record), recorded) in outcomes.iter().zip(recorded) {
+                    did += report(&attempt.message, record, recorded);
+                }
+                Ok(did)
+            }
+            Err(error) if outcomes.len() == 1 || error.is_transient() => Err(error),
+            Err(_) => {
+                let mut result = Ok(());
+                for outcome in outcomes.chunks(1) {
+                    match self.store_outcomes(outcome).await {
+                        Ok(recorded) => {
+                            did += report(&outcome[0].0.message, &outcome[0].1, recorded.first() == Some(&true));
+                        }
+                        Err(error) => result = Err(error),
+                    }
+                }
+                result.map(|()| did)
+            }
+        }
+    }
+
+    /// While the store is out of reach it is tried again until the last lease ends: a message that was sent and not
+    /// recorded would be sent twice.
+    async fn store_outcomes(&self, outcomes: &[(Attempt, Record)]) -> Result<Vec<bool>> {
+        let pairs: Vec<_> = outcomes.iter().map(|(attempt, record)| (&attempt.message, record)).collect();
+        let until = outcomes.iter().map(|(attempt, _)| attempt.lease_until).max().unwrap_or_default();
+        loop {
+            let now = self.clock.now();
+            match self.store.record(&pairs, now).await {
+                Err(error) if error.is_transient() && now < until => {
+                    tracing::warn!(messages = pairs.len(), %error, "cannot record messages yet");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+}
+
+/// Tells the log what became of a message, and counts it.
+fn report(message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivered {
+    let id = message.id;
+    let reminders = record.settled.iter().filter(|settled| settled.state == ReminderState::Sent).count();
+    let mut did = Delivered::default();
+    if !recorded {
+        tracing::warn!(message = %id, "another process took this message over: it may arrive twice");
+        did.lost = 1;
+        return did;
+    }
+    match &record.delivery {
+        Delivery::Sent(_) => {
+            tracing::info!(message = %id, reminders, attempt = message.attempts + 1, "sent a message");
+            did.sent = 1;
+        }
+        Delivery::Retry { at, counts, unknown, .. } => {
+            tracing::info!(message = %id, retry_at = %at, counts, unknown, "a message will be tried again");
+            did.retried = 1;
+            did.unknown = u64::from(*unknown);
+        }
+        Delivery::Failed(_) => {
+            tracing::warn!(message = %id, contact = %message.contact.id, "gave a message up");
+            did.failed = 1;
+        }
+        Delivery::Cancelled => {
+            tracing::info!(message = %id, "a message had nothing left to say");
+            did.cancelled = 1;
+        }
+    }
+    did
+}
