@@ -72,6 +72,11 @@ enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, one for each command, into a directory
+    Man {
+        /// The directory, which exists
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,6 +205,7 @@ fn dispatch(arguments: Arguments) -> Outcome {
                 return show_config::run(arguments.config.as_deref(), format);
             }
             Command::Completions { shell } => return completions(shell),
+            Command::Man { directory } => return Ok(clap_mangen::generate_to(Arguments::command(), directory)?),
             command => command,
         };
         let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
@@ -234,7 +240,7 @@ impl Command {
         service::follow_clock(&store, &clock).await?;
         let result = match self {
             // These need no store of the configuration, and are dispatched before one is opened.
-            Self::Demo(_) | Self::Config(_) | Self::Completions { .. } => Ok(()),
+            Self::Demo(_) | Self::Config(_) | Self::Completions { .. } | Self::Man { .. } => Ok(()),
             Self::Status(status) => status.run(&store, &*clock).await,
             Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,
             Self::Run(run) => run.run(store.clone(), clock, settings).await,

@@ -21,8 +21,8 @@ use crate::telemetry;
 /// What `mail.manage_url` may hold between braces.
 const PLACEHOLDERS: [&str; 3] = ["token_id", "owner_id", "external_id"];
 
-/// Where systemd keeps the credentials of `lapsed.service` while that runs; for root, and for the service itself.
-const DAEMONS_CREDENTIALS: &str = "/run/credentials/lapsed.service";
+/// Where systemd finds the credentials of our units, and where root finds them, too.
+const CREDENTIAL_STORE: &str = "/etc/credstore";
 
 /// The values of `mail.transport`.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -187,11 +187,11 @@ pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(credential(text, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()))
 }
 
-/// A path, where `$CREDENTIALS_DIRECTORY/` at its beginning is the directory of systemd's credentials (systemd.exec(5)); for a
-/// command outside of a service, that of the daemon's.
+/// A path, where `$CREDENTIALS_DIRECTORY/` at its beginning is the directory of the credentials that systemd hands to a service
+/// (systemd.exec(5)); for a command outside of one, the directory that it takes them from.
 fn credential(text: &str, directory: Option<&OsStr>) -> PathBuf {
     match text.strip_prefix("$CREDENTIALS_DIRECTORY/") {
-        Some(name) => Path::new(directory.unwrap_or(OsStr::new(DAEMONS_CREDENTIALS))).join(name),
+        Some(name) => Path::new(directory.unwrap_or(OsStr::new(CREDENTIAL_STORE))).join(name),
         None => PathBuf::from(text),
     }
 }
@@ -257,7 +257,7 @@ mod tests {
         let once = Some("/run/credentials/lapsed-once.service");
         let key = "$CREDENTIALS_DIRECTORY/key";
         assert_eq!(found(key, once), Path::new("/run/credentials/lapsed-once.service/key"));
-        assert_eq!(found(key, None), Path::new("/run/credentials/lapsed.service/key"));
+        assert_eq!(found(key, None), Path::new("/etc/credstore/key"));
         assert_eq!(found("/etc/key", once), Path::new("/etc/key"));
         assert_eq!(found("x$CREDENTIALS_DIRECTORY/key", once), Path::new("x$CREDENTIALS_DIRECTORY/key"));
     }
