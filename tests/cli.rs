@@ -869,3 +869,28 @@ fn an_unreachable_database_is_told_once() {
     let complaint = place.line("token list").fails(1);
     assert_eq!(complaint.matches("Connection refused").count(), 1, "{complaint}");
 }
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("man")).expect("a directory");
+    assert_eq!(place.run(["man", "man"]).ok(), "");
+    let page = |name: &str| std::fs::read_to_string(place.path(&format!("man/{name}.1"))).expect(name);
+    let mut commands = vec![String::new()];
+    let mut pages = 0;
+    while let Some(command) = commands.pop() {
+        // As `--help` lists them.
+        let help = place.line(&format!("{command} --help")).ok();
+        let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+        let named = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        let names: Vec<&str> = named.filter_map(|line| line.split_whitespace().next()).collect();
+        commands.extend(names.iter().filter(|name| **name != "help").map(|name| format!("{command} {name}")));
+        let text = page(&format!("lapsed{}", command.replace(' ', "-")));
+        assert!(text.contains(".SH SYNOPSIS") && text.contains("config"), "{command}: {text}");
+        pages += 1;
+    }
+    assert_eq!(std::fs::read_dir(place.path("man")).expect("the pages").count(), pages);
+    assert!(page("lapsed-bounce").contains("sysexits.h"));
+    let nowhere = place.run(["man", "nowhere"]).fails(1);
+    assert!(nowhere.contains("No such file"), "{nowhere}");
+}
