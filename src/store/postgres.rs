@@ -181,13 +181,13 @@ impl Postgres {
         }
     }
 
-    /// On a task of its own, which outlives a caller that is dropped: sqlx forgets a BEGIN whose answer nobody waits for,
-    /// and the pool would get a connection back with its transaction open. Whoever used it next would write without a
-    /// commit.
     async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
-        let pool = self.pool();
-        let begun = tokio::spawn(async move { pool.begin().await });
-        Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
+        begin(self.pool()).await
+    }
+
+    /// For what may be lost in a crash of the server, because it is done again.
+    async fn begin_relaxed(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+        begin(self.pools().relaxed).await
     }
 
     /// For a list of any length: the limit on statements does not hold.
@@ -231,6 +231,14 @@ impl Postgres {
     fn reader(&self) -> PgPool {
         self.pool()
     }
+}
+
+/// On a task of its own, which outlives a caller that is dropped: sqlx forgets a BEGIN whose answer nobody waits for,
+/// and the pool would get a connection back with its transaction open. Whoever used it next would write without a
+/// commit.
+async fn begin(pool: PgPool) -> Result<Transaction<'static, sqlx::Postgres>> {
+    let begun = tokio::spawn(async move { pool.begin().await });
+    Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
 }
 
 impl Store for Postgres {

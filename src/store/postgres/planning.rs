@@ -564,7 +564,7 @@ impl Planning for Postgres {
 
     async fn purge(&self, lease: &Lease, cutoffs: Cutoffs, now: Timestamp, limit: u32) -> Result<Purged> {
         self.within(async move {
-            let mut tx = self.begin().await?;
+            let mut tx = self.begin_relaxed().await?;
             hold(&mut tx, lease, now).await?;
             let limit = i64::from(limit);
             // Index reminders_deadline. A pending row still has a message to go with.
