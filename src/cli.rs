@@ -13,6 +13,7 @@ mod outbox;
 mod output;
 mod owner;
 mod run;
+mod schedule;
 mod show_config;
 mod status;
 mod token;
@@ -60,6 +61,8 @@ enum Command {
     /// Messages that wait, that failed, and that a guard holds
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// Print when each job runs next
+    Schedule(schedule::Schedule),
     /// Show what the jobs did last, and what waits
     Status(status::Status),
     /// Read a delivery status notification from standard input, as a mail system pipes it
@@ -213,6 +216,9 @@ fn dispatch(arguments: Arguments) -> Outcome {
         if let Command::Run(_) = command {
             settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
         }
+        if let Command::Schedule(schedule) = command {
+            return schedule.run(&settings);
+        }
         // The one place that chooses a back end.
         let url = settings.store.url.expose().to_owned();
         if url.starts_with("sqlite:") {
@@ -240,7 +246,7 @@ impl Command {
         service::follow_clock(&store, &clock).await?;
         let result = match self {
             // These need no store of the configuration, and are dispatched before one is opened.
-            Self::Demo(_) | Self::Config(_) | Self::Completions { .. } | Self::Man { .. } => Ok(()),
+            Self::Demo(_) | Self::Schedule(_) | Self::Config(_) | Self::Completions { .. } | Self::Man { .. } => Ok(()),
             Self::Status(status) => status.run(&store, &*clock).await,
             Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,
             Self::Run(run) => run.run(store.clone(), clock, settings).await,

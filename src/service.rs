@@ -9,6 +9,7 @@
 mod pass;
 mod steady;
 mod supervisor;
+mod ticks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,10 +30,10 @@ use crate::jobs::deliver::{Delivered, Deliverer, Terms};
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
-use crate::schedule::Cron;
 use crate::store::{self, Store};
 use pass::{Planner, Task};
 use supervisor::{Pulse, feed_watchdog, tell_status};
+use ticks::Ticks;
 
 /// How long a message in flight may take to finish after the first signal.
 const FINISH: Duration = Duration::from_secs(10);
@@ -101,23 +102,27 @@ pub async fn run<S: Store>(
     planner.started().await.context("the store cannot be read")?;
     let mut pulses = vec![planner.pulse.clone()];
     let mut scheduler = JobScheduler::new().await.context("the scheduler cannot start")?;
+    let mut ticks = Ticks::default();
     let mut wakes = vec![wake_deliver.clone()];
     let mut loops = JoinSet::new();
     for (task, cron) in
         [(Task::Expire, &schedule.expire), (Task::Remind, &schedule.remind), (Task::Purge, &schedule.purge)]
     {
         let wake = Arc::new(Notify::new());
-        on_schedule(&scheduler, cron, &wake).await?;
+        ticks.add(cron, &wake);
         if task == Task::Remind {
             // The reconcile pass is a pass of `remind` that starts over; `remind` knows from the store when one is due.
-            on_schedule(&scheduler, &schedule.reconcile, &wake).await?;
+            ticks.add(&schedule.reconcile, &wake);
         }
         wakes.push(wake.clone());
         let pulse = Pulse::new(task.name());
         pulses.push(pulse.clone());
         loops.spawn(Planner { pulse, ..planner.clone() }.run(task, wake));
     }
-    on_schedule(&scheduler, &schedule.deliver, &wake_deliver).await?;
+    ticks.add(&schedule.deliver, &wake_deliver);
+    let second = Arc::new(Notify::new());
+    every_second(&scheduler, second.clone()).await?;
+    loops.spawn(ticks.run(clock.clone(), second, stop.clone()));
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
     loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, planner.pulse, stop.clone()));
     loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
@@ -212,10 +217,10 @@ pub async fn follow_clock<S: Store>(store: &S, clock: &SystemClock) -> store::Re
     Ok(())
 }
 
-async fn on_schedule(scheduler: &JobScheduler, cron: &Cron, wake: &Arc<Notify>) -> anyhow::Result<()> {
-    let wake = wake.clone();
-    let job = Job::new(cron.as_str(), move |_, _| wake.notify_one());
-    let job = job.with_context(|| format!("the scheduler does not take {:?}", cron.as_str()))?;
+/// What the scheduler does: it tells that a second has passed. When a job's time has come is for [`Ticks`] to say, which
+/// knows of zones.
+async fn every_second(scheduler: &JobScheduler, second: Arc<Notify>) -> anyhow::Result<()> {
+    let job = Job::new("* * * * * *", move |_, _| second.notify_one()).context("the scheduler takes no job")?;
     scheduler.add(job).await.context("the scheduler cannot add a job")?;
     Ok(())
 }

@@ -430,7 +430,7 @@ async fn a_job_that_panics_ends_the_daemon() {
     world.remind().await;
     // sqlx panics at an instant that chrono cannot count to.
     world.backend.execute("UPDATE messages SET created_at = 'infinity'").await;
-    let yearly = || Cron::parse("0 0 0 1 1 *").expect("a schedule");
+    let yearly = || Cron::parse("0 0 0 1 1 *", chrono_tz::UTC).expect("a schedule");
     let setup = Setup {
         schedule: Schedule {
             expire: yearly(),

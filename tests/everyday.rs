@@ -808,3 +808,31 @@ fn githubs_answers_become_a_list() {
     let told = Place::new().run_with(import, &list).ok();
     assert_eq!((fact(&told, "added"), fact(&told, "left out")), ("1".into(), "1".into()), "one expired in 2025");
 }
+
+#[test]
+fn the_schedule_says_what_comes_next_in_both_zones() {
+    let mut place = Place::new();
+    place.set("LAPSED__SCHEDULE__TIME_ZONE", "Europe/Berlin");
+    place.set("LAPSED__SCHEDULE__PURGE", "30 2 * * *");
+    place.set("LAPSED__SCHEDULE__RECONCILE", "CRON_TZ=Asia/Kolkata 0 30 9 * * *");
+    let lines = place.line("schedule --next 3 --from 2026-10-24 --format csv").ok();
+    let of = |job: &str| -> Vec<&str> { lines.lines().filter(|line| line.starts_with(job)).collect() };
+    assert_eq!(lines.lines().next(), Some("job,expression,time_zone,at,local"));
+    assert_eq!(
+        of("purge"),
+        [
+            "purge,30 2 * * *,Europe/Berlin,2026-10-24T00:30:00Z,2026-10-24T02:30:00+02:00",
+            "purge,30 2 * * *,Europe/Berlin,2026-10-25T00:30:00Z,2026-10-25T02:30:00+02:00",
+            "purge,30 2 * * *,Europe/Berlin,2026-10-26T01:30:00Z,2026-10-26T02:30:00+01:00",
+        ]
+    );
+    assert_eq!(of("reconcile")[0].split(',').nth(3), Some("2026-10-24T04:00:00Z"));
+    let table = place.line("schedule --next 1 --from 2026-10-25T00:00:00Z").ok();
+    assert!(fact(&table, "purge").starts_with("At 02:30. (30 2 * * *, Europe/Berlin)"), "{table}");
+    for (wrong, why) in [("--from tomorrow", "write a date"), ("--next 0", "0 is not in 1..=1000")] {
+        let complaint = place.line(&format!("schedule {wrong}")).fails(2);
+        assert!(complaint.contains(why), "{complaint}");
+    }
+    place.set("LAPSED__SCHEDULE__TIME_ZONE", "Mars/Olympus");
+    assert!(place.line("schedule").fails(2).contains("no time zone is called \"Mars/Olympus\""));
+}

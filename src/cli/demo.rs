@@ -117,7 +117,7 @@ fn introduce(directory: &Path, mails: &str) -> anyhow::Result<()> {
 }
 
 async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::Result<Setup> {
-    let every_second = Cron::parse("* * * * * *").map_err(anyhow::Error::msg)?;
+    let every_second = Cron::parse("* * * * * *", chrono_tz::UTC).map_err(anyhow::Error::msg)?;
     let fallback = store.set_fallback(Some(&Address::parse("ops@example.org")?), now).await?;
     let policy = Policy::new(LEADS.map(Lead::from_seconds), true, TimeDelta::days(7));
     let year = TimeDelta::days(365);
@@ -127,7 +127,7 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             remind: every_second.clone(),
             deliver: every_second.clone(),
             purge: every_second.clone(),
-            reconcile: Cron::parse("0 47 2 * * *").map_err(anyhow::Error::msg)?,
+            reconcile: Cron::parse("0 47 2 * * *", chrono_tz::UTC).map_err(anyhow::Error::msg)?,
         },
         rules: Rules { policy, fallback, hold: HOLD, batch: 100, guard: Guard::new(Limit::None, Limit::None) },
         terms: Terms { fallback, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX },

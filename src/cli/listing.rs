@@ -33,6 +33,13 @@ pub struct FormatArg {
     format: Format,
 }
 
+impl FormatArg {
+    /// Whether people read it.
+    pub fn is_table(self) -> bool {
+        self.format == Format::Table
+    }
+}
+
 /// The fields of a row for programs: names, which never change, and values.
 pub type Fields = Vec<(&'static str, Value)>;
 

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
+use chrono_tz::Tz;
 use lettre::Address;
 use lettre::message::Mailbox;
 
@@ -17,6 +18,7 @@ use super::{
 };
 use crate::schedule::Cron;
 use crate::telemetry;
+use crate::token::text;
 
 /// What `mail.manage_url` may hold between braces.
 const PLACEHOLDERS: [&str; 3] = ["token_id", "owner_id", "external_id"];
@@ -63,11 +65,16 @@ fn store(r: &mut Reader) -> Result<Store, Reported> {
 }
 
 fn schedule(r: &mut Reader) -> Result<Schedule, Reported> {
-    let expire = r.required("schedule.expire", Cron::parse);
-    let remind = r.required("schedule.remind", Cron::parse);
-    let deliver = r.required("schedule.deliver", Cron::parse);
-    let purge = r.required("schedule.purge", Cron::parse);
-    let reconcile = r.required("schedule.reconcile", Cron::parse);
+    let zone = r.required("schedule.time_zone", text::time_zone);
+    // Where the zone is wrong, the expressions are read all the same: all mistakes are reported at once.
+    let in_zone = *zone.as_ref().unwrap_or(&Tz::UTC);
+    let cron = |text: &str| Cron::parse(text, in_zone);
+    let expire = r.required("schedule.expire", cron);
+    let remind = r.required("schedule.remind", cron);
+    let deliver = r.required("schedule.deliver", cron);
+    let purge = r.required("schedule.purge", cron);
+    let reconcile = r.required("schedule.reconcile", cron);
+    zone?;
     Ok(Schedule { expire: expire?, remind: remind?, deliver: deliver?, purge: purge?, reconcile: reconcile? })
 }
 
