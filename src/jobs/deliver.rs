@@ -43,10 +43,6 @@ use sessions::{Ended, Sessions, Told};
 /// The job's name in logs.
 pub const NAME: &str = "deliver";
 
-/// How long a session that is free, and a message that is to be recorded, wait for others at most: most of what a claim and
-/// a record cost does not depend on the number of messages.
-const GATHER: Duration = Duration::from_millis(2);
-
 /// How long a claim lasts without renewal.
 pub const LEASE: TimeDelta = TimeDelta::minutes(5);
 
@@ -127,8 +123,6 @@ pub struct Deliverer<S, C> {
     /// Tried, and to be recorded.
     ended: Vec<Attempt>,
     recording: Recording,
-    /// Since when fewer sessions are free than are worth a claim, or fewer messages have ended than are worth a record.
-    gathering: Option<Instant>,
     /// Refused at MAIL: what that means is seen from the message that comes next.
     suspect: Option<Attempt>,
     /// What the store was last told that delivery waits for.
@@ -153,7 +147,6 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             pause: Pause::default(),
             ended: Vec::new(),
             recording: Recording::default(),
-            gathering: None,
             suspect: None,
             told: None,
             refused: None,
@@ -176,15 +169,12 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             self.note(told);
         }
         let did = self.recording.take()?;
-        if !self.gathers() {
-            self.gathering = None;
-            self.record_ended().await?;
-            self.begin().await?;
-        }
+        self.record_ended().await?;
+        self.begin().await?;
         self.tell_status().await?;
         let may_record = !self.ended.is_empty() && !self.recording.is_busy();
         let may_begin = !self.nothing_due && self.room(self.clock.now()) > 0;
-        Ok(Outcome { did, more: (may_record || may_begin) && !self.gathers() })
+        Ok(Outcome { did, more: may_record || may_begin })
     }
 
     /// Waits until there is something for another step to do: a message was tried or recorded, a session was opened, or the
@@ -195,9 +185,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         if !self.sessions.are_busy() && !self.recording.is_busy() && allowed.is_none() {
             return false;
         }
-        let gathered = self.gathering.map(|since| since + GATHER);
         let until_allowed = async {
-            match allowed.into_iter().chain(gathered).min() {
+            match allowed {
                 Some(at) => tokio::time::sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -273,18 +262,6 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             Told::Opened(Err(happened)) => self.refused_everybody(&happened.reply(), Refused::BeforeMail),
             Told::Attempted(attempt) => self.ended.push(*attempt),
         }
-    }
-
-    /// Whether to wait for more to be done at once. Not where nothing is under way that could bring it.
-    fn gathers(&mut self) -> bool {
-        let ready = self.sessions.idle().saturating_sub(self.recording.messages());
-        let comes = self.sessions.sending() > 0 || self.recording.is_busy();
-        if !comes || ready == 0 || ready >= self.sessions.all() / 2 {
-            self.gathering = None;
-            return false;
-        }
-        let now = Instant::now();
-        now < *self.gathering.get_or_insert(now) + GATHER
     }
 
     /// How many messages may begin now.
