@@ -77,6 +77,9 @@ pub enum Unreadable {
     /// No part of it is `message/delivery-status`.
     #[error("this is not a delivery status notification (RFC 3464)")]
     NotANotification,
+    /// The parser of mails gave up on it.
+    #[error("the parts of this mail cannot be told apart")]
+    Damaged,
     /// No recipient, or none with an action that exists.
     #[error("this delivery status notification says of no recipient what became of the mail")]
     NoRecipient,
@@ -87,7 +90,12 @@ pub enum Unreadable {
 /// # Errors
 /// [`Unreadable`].
 pub fn read(mail: &[u8]) -> Result<Notification, Unreadable> {
-    let mail = parsed(mail).ok_or(Unreadable::NotAMail)?;
+    // Fuzzing finds parts nested so wrongly that mail-parser 0.11 fails an assertion of its debug builds.
+    std::panic::catch_unwind(|| read_parts(mail)).unwrap_or(Err(Unreadable::Damaged))
+}
+
+fn read_parts(mail: &[u8]) -> Result<Notification, Unreadable> {
+    let mail = MessageParser::new().parse(mail).ok_or(Unreadable::NotAMail)?;
     let is = |part: &mail_parser::MessagePart<'_>, kind, subtypes: &[&str]| {
         part.content_type().is_some_and(|found| {
             let subtype = found.subtype().unwrap_or_default();
@@ -111,12 +119,6 @@ pub fn read(mail: &[u8]) -> Result<Notification, Unreadable> {
         _ => None,
     });
     Ok(Notification { about, came_to: came_to(&mail), recipients })
-}
-
-/// A mail's parts. mail-parser 0.11.9 panics at some damaged ones ("Invalid part ID, could not find multipart"): strangers
-/// write these, so they are no mails to us.
-fn parsed(mail: &[u8]) -> Option<Message<'_>> {
-    std::panic::catch_unwind(|| MessageParser::new().parse(mail)).unwrap_or_default()
 }
 
 /// What [`super::compose`] makes a `Message-ID` from.

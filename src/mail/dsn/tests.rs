@@ -164,6 +164,13 @@ fn a_message_id_that_is_not_ours_is_nobodys() {
     }
 }
 
+/// Found by fuzzing: a debug build of the parser panics.
+#[test]
+fn a_mail_that_its_parser_gives_up_on_comes_to_an_end() {
+    let read = read(include_bytes!("../../../tests/bounces/damaged.eml"));
+    assert!(!cfg!(debug_assertions) || read == Err(Unreadable::Damaged), "{read:?}");
+}
+
 /// Whoever parses mails by descending into them runs out of stack.
 #[test]
 fn mails_within_mails_within_mails_come_to_an_end() {
