@@ -4,6 +4,8 @@
 //! or configuration; `bounce` speaks to mail systems, in the words of sysexits.h.
 
 mod bounce;
+mod check;
+mod coverage;
 mod demo;
 mod import;
 mod listing;
@@ -61,6 +63,10 @@ enum Command {
     /// Messages that wait, that failed, and that a guard holds
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// Check the configuration, the database and the mail server; nothing is sent
+    Check(check::Check),
+    /// Show whether owners knew in time of tokens that expired, and of each that ended in silence, why
+    Coverage(coverage::Coverage),
     /// Print when each job runs next
     Schedule(schedule::Schedule),
     /// Show what the jobs did last, and what waits
@@ -216,9 +222,11 @@ fn dispatch(arguments: Arguments) -> Outcome {
         if let Command::Run(_) = command {
             settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
         }
-        if let Command::Schedule(schedule) = command {
-            return schedule.run(&settings);
-        }
+        let command = match command {
+            Command::Schedule(schedule) => return schedule.run(&settings),
+            Command::Check(check) => return check.run(&settings).await,
+            command => command,
+        };
         // The one place that chooses a back end.
         let url = settings.store.url.expose().to_owned();
         if url.starts_with("sqlite:") {
@@ -246,7 +254,13 @@ impl Command {
         service::follow_clock(&store, &clock).await?;
         let result = match self {
             // These need no store of the configuration, and are dispatched before one is opened.
-            Self::Demo(_) | Self::Schedule(_) | Self::Config(_) | Self::Completions { .. } | Self::Man { .. } => Ok(()),
+            Self::Demo(_)
+            | Self::Check(_)
+            | Self::Schedule(_)
+            | Self::Config(_)
+            | Self::Completions { .. }
+            | Self::Man { .. } => Ok(()),
+            Self::Coverage(coverage) => coverage.run(&store, &*clock, settings).await,
             Self::Status(status) => status.run(&store, &*clock).await,
             Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,
             Self::Run(run) => run.run(store.clone(), clock, settings).await,

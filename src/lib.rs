@@ -37,6 +37,7 @@ pub mod verify;
 pub mod import;
 pub mod mail;
 pub mod jobs;
+pub mod coverage;
 pub mod escalation;
 pub mod bounce;
 pub mod service;

@@ -22,6 +22,7 @@ mod needed;
 pub mod outbox;
 pub mod planning;
 mod postgres;
+pub mod reports;
 mod row;
 mod sqlite;
 
@@ -39,6 +40,7 @@ pub use messages::Messages;
 pub use outbox::Outbox;
 pub use planning::Planning;
 pub use postgres::Postgres;
+pub use reports::Reports;
 pub use sqlite::Sqlite;
 
 /// What every method answers.
@@ -46,7 +48,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
 pub trait Store:
-    Accounts + Imports + Planning + Outbox + Bounces + Messages + Jobs + Clone + Send + Sync + 'static
+    Accounts + Imports + Planning + Outbox + Bounces + Messages + Reports + Jobs + Clone + Send + Sync + 'static
 {
     /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;
@@ -59,6 +61,12 @@ pub trait Store:
     /// # Errors
     /// When the store cannot be asked.
     fn clock_reading(&self) -> impl Future<Output = Result<Option<DateTime<Utc>>>> + Send;
+
+    /// Which database it is, in which version, and up to which migration its schema has been brought.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    fn description(&self) -> impl Future<Output = Result<String>> + Send;
 
     /// Closes all connections.
     fn close(&self) -> impl Future<Output = ()> + Send;

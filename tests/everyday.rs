@@ -836,3 +836,66 @@ fn the_schedule_says_what_comes_next_in_both_zones() {
     place.set("LAPSED__SCHEDULE__TIME_ZONE", "Mars/Olympus");
     assert!(place.line("schedule").fails(2).contains("no time zone is called \"Mars/Olympus\""));
 }
+
+#[test]
+fn coverage_says_who_knew_in_time_and_why_others_did_not() {
+    let place = Place::new();
+    place.configure(&format!("{WITH_MAIL}[reminders]\nlead_times = [\"2s\"]\n"));
+    let none = place.line("coverage").ok();
+    assert_eq!(fact(&none, "told in time"), "0 of 0 that were owed a reminder: no reminder was owed");
+    place.owner("alice", "alice@example.org");
+    place.line("owner add bot --email bot@example.org").ok();
+    place.line("owner contact remove bot bot@example.org").ok();
+    for (owner, description) in [("alice", "told"), ("bot", "silent")] {
+        place.line(&format!("token create --owner {owner} --description {description} --expires 4s")).ok();
+    }
+    place.line("token create --owner alice --description brief --expires 1s").ok();
+    // Within its lead time, before its deadline.
+    std::thread::sleep(std::time::Duration::from_millis(2_300));
+    place.line("run --once").ok();
+    std::thread::sleep(std::time::Duration::from_millis(2_300));
+    let covered = place.line("coverage --since 1h").ok();
+    assert_eq!(fact(&covered, "expired"), "3 tokens", "{covered}");
+    assert_eq!(fact(&covered, "told in time"), "1 of 2 that were owed a reminder: 50.0 %", "{covered}");
+    assert!(fact(&covered, "not owed").starts_with("1 that"), "{covered}");
+    let last = cells(covered.lines().last().expect("a row")).join(" | ");
+    assert!(last.contains("bot | silent") && last.ends_with("the owner has no contact that takes mail"), "{last}");
+    let csv = place.line("coverage --since 1h --format csv").ok();
+    assert_eq!(csv.lines().next(), Some("id,owner,description,expired_at,why"));
+    assert_eq!(csv.lines().count(), 2, "{csv}");
+}
+
+#[test]
+fn a_check_says_what_the_daemon_would_miss() {
+    let place = Place::new();
+    place.configure(WITH_MAIL);
+    let ran = place.line("check");
+    assert_eq!(ran.status, Some(1), "{ran}");
+    let found: Vec<(String, String)> =
+        ran.stdout.lines().skip(1).map(|line| (cells(line)[0].to_owned(), cells(line)[1].to_owned())).collect();
+    let of = |what: &str| found.iter().find(|(name, _)| name == what).map(|(_, result)| result.as_str());
+    for what in ["configuration", "database", "clock", "templates", "mail"] {
+        assert_eq!(of(what), Some("ok"), "{ran}");
+    }
+    assert_eq!(of("fallback"), Some("failed"), "nobody would hear: {ran}");
+    assert!(ran.stderr.contains("one check failed"), "{ran}");
+
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = nobody.local_addr().expect("an address").port();
+    drop(nobody);
+    place.configure(&format!(
+        "[mail]\ntransport = \"smtp\"\nfrom = \"tokens@example.org\"\nfallback_to = \"ops@example.org\"\n\
+         [mail.smtp]\nhost = \"127.0.0.1\"\nport = {port}\ntls = \"none\"\n"
+    ));
+    let ran = place.line("check --format json");
+    assert_eq!(ran.status, Some(1), "{ran}");
+    let failed: Vec<serde_json::Value> = ran
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .filter(|check: &serde_json::Value| check["ok"] == false)
+        .collect();
+    assert_eq!(failed.len(), 1, "{ran}");
+    assert_eq!(failed[0]["check"], "mail");
+    assert!(failed[0]["details"].as_str().is_some_and(|details| details.contains("see [mail.smtp]")), "{ran}");
+}

@@ -114,6 +114,21 @@ impl Smtp {
         }
     }
 
+    /// Connects, and asks whether mail from and to these addresses would be taken; sends none. Returns which server it was.
+    ///
+    /// # Errors
+    /// What went wrong, and where.
+    pub async fn probe(&mut self, from: lettre::Address, to: lettre::Address) -> Result<String, Happened> {
+        self.ready().await?;
+        let Some(session) = self.session.take() else {
+            return Err(broken(Phase::Connect, "there is no session"));
+        };
+        let server = self.relays.get(session.relay).map_or_else(String::new, ToString::to_string);
+        let (session, result) = session.offer(from, to, &self.options.timeouts).await;
+        self.session = session;
+        result.map(|()| server)
+    }
+
     /// Says goodbye. The next message opens another session.
     pub async fn close(&mut self) {
         if let Some(mut session) = self.session.take() {

@@ -29,9 +29,10 @@ use super::common_messages::{common_messages, message_query};
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState};
+use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
-    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, SummaryRow,
-    TokenRow, token_columns,
+    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
+    SummaryRow, TokenRow, token_columns,
 };
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
@@ -254,6 +255,14 @@ impl Store for Postgres {
         .await
     }
 
+    async fn description(&self) -> Result<String> {
+        let (version, migration): (String, i64) =
+            sqlx::query_as("SELECT current_setting('server_version'), MAX(version) FROM _sqlx_migrations")
+                .fetch_one(&self.pool())
+                .await?;
+        Ok(format!("PostgreSQL {version}, migration {migration}"))
+    }
+
     async fn close(&self) {
         self.kept().clear();
         let Pools { pool, relaxed, .. } = self.pools();
@@ -269,3 +278,4 @@ common_messages!(
     id_digits = "REPLACE(m.id::text, '-', '')",
     not_yet_due = "deadline > $2 + lead * INTERVAL '1 second'"
 );
+report_operations!(Postgres);

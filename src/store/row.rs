@@ -17,6 +17,7 @@ use super::jobs::JobRecord;
 use super::messages::{CarriedRecord, MessageRecord};
 use super::outbox::{ClaimedMessage, ClaimedReminder, MessageKind, MessageState};
 use super::planning::{Candidate, Facts, NewReminder};
+use super::reports::LedgerRow;
 use super::{Error, Result};
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Deadline, Lead, Reason};
@@ -617,6 +618,34 @@ impl TryFrom<MessageRow> for MessageRecord {
             lost_claims: row.lost_claims,
             last_reply: row.last_reply,
             pending: row.pending.unsigned_abs(),
+        })
+    }
+}
+
+/// A row of the ledger, as reports need it.
+#[derive(FromRow)]
+pub(super) struct ReportRow {
+    token_id: Uuid,
+    generation: i32,
+    lead: i64,
+    state: String,
+    reason: Option<String>,
+    escalation: bool,
+    settled_at: Option<At>,
+}
+
+impl TryFrom<ReportRow> for LedgerRow {
+    type Error = Error;
+
+    fn try_from(row: ReportRow) -> Result<Self> {
+        Ok(Self {
+            token: row.token_id.into(),
+            generation: row.generation,
+            lead: Lead::from_seconds(row.lead),
+            state: word("reminders", "state", row.token_id, &row.state)?,
+            reason: row.reason,
+            escalation: row.escalation,
+            settled_at: row.settled_at.map(|at| at.0),
         })
     }
 }

@@ -32,9 +32,10 @@ use super::common_messages::{common_messages, message_query};
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState};
+use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
-    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, SummaryRow,
-    TokenRow, token_columns,
+    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
+    SummaryRow, TokenRow, token_columns,
 };
 use super::{Error, Result, Store};
 use crate::change::{Changed, Refused};
@@ -182,6 +183,14 @@ impl Store for Sqlite {
         Ok(None)
     }
 
+    async fn description(&self) -> Result<String> {
+        let (version, migration): (String, i64) =
+            sqlx::query_as("SELECT sqlite_version(), MAX(version) FROM _sqlx_migrations")
+                .fetch_one(&self.readers)
+                .await?;
+        Ok(format!("SQLite {version}, migration {migration}"))
+    }
+
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
@@ -190,3 +199,4 @@ impl Store for Sqlite {
 
 common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
+report_operations!(Sqlite);

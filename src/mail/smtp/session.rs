@@ -104,6 +104,27 @@ impl Session {
         (session, if gone { Delivery::Gone(happened) } else { Delivery::Happened(happened) })
     }
 
+    /// Asks whether mail from and to these addresses would be taken, and goes no further. Gives the session back where it
+    /// can be used again.
+    pub(super) async fn offer(
+        mut self,
+        from: lettre::Address,
+        to: lettre::Address,
+        timeouts: &Timeouts,
+    ) -> (Option<Self>, Result<(), Happened>) {
+        let mail = Mail::new(Some(from), Vec::new());
+        if let Err(fault) = done(within(timeouts.mail, self.connection.command(mail)).await) {
+            let (session, happened) = self.refused(Phase::Mail, fault, timeouts).await;
+            return (session, Err(happened));
+        }
+        if let Err(fault) = done(within(timeouts.rcpt, self.connection.command(Rcpt::new(to, Vec::new()))).await) {
+            let (session, happened) = self.refused(Phase::Rcpt, fault, timeouts).await;
+            return (session, Err(happened));
+        }
+        let forgotten = within(timeouts.aside, self.connection.command(Rset)).await.is_ok();
+        (forgotten.then_some(self), Ok(()))
+    }
+
     /// Each command when the one before it is answered.
     async fn one_by_one(&mut self, mail: Mail, rcpt: Rcpt, timeouts: &Timeouts) -> Envelope {
         let mut envelope =

@@ -1,0 +1,122 @@
+//! `lapsed check`: would the daemon do its job here? One line for each thing that it needs, and what to do where it fails.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use clap::Args;
+
+use super::listing::{FormatArg, Listing};
+use super::{Failure, Outcome};
+use crate::clock::SystemClock;
+use crate::config::{Settings, Transport};
+use crate::mail::compose::Composer;
+use crate::mail::maildir::Maildir;
+use crate::mail::smtp::Smtp;
+use crate::mail::transport;
+use crate::store::{self, Postgres, Sqlite, Store};
+
+/// How long a server may take to show that it is there: less than mail may take, so that somebody can wait for it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// By how much two clocks may differ.
+const WRONG_CLOCK: TimeDelta = TimeDelta::seconds(30);
+
+/// `lapsed check`
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// What was found: what it is about, and either what there is, or what is wrong.
+type Finding = (&'static str, Result<String, String>);
+
+impl Check {
+    pub(super) async fn run(self, settings: &Settings) -> Outcome {
+        let mut findings: Vec<Finding> = vec![("configuration", Ok("every value can be used".to_owned()))];
+        let url = settings.store.url.expose();
+        if url.starts_with("sqlite:") {
+            database(Sqlite::open(url).await, settings, &mut findings).await;
+        } else {
+            database(Postgres::open(url).await, settings, &mut findings).await;
+        }
+        findings.extend(mail(settings).await);
+        let mut listing = Listing::new(self.format, &["CHECK", "RESULT", "DETAILS"], &["check", "ok", "details"])?;
+        for (what, found) in &findings {
+            let ok = found.is_ok();
+            let details = || found.clone().unwrap_or_else(|problem| problem);
+            listing.row(
+                || vec![("check", (*what).into()), ("ok", ok.into()), ("details", details().into())],
+                || vec![(*what).to_owned(), if ok { "ok" } else { "failed" }.to_owned(), details()],
+            )?;
+        }
+        listing.end("")?;
+        match findings.iter().filter(|(_, found)| found.is_err()).count() {
+            0 => Ok(()),
+            1 => Err(Failure::Failed(anyhow::anyhow!("one check failed"))),
+            n => Err(Failure::Failed(anyhow::anyhow!("{n} checks failed"))),
+        }
+    }
+}
+
+async fn database<S: Store>(opened: store::Result<S>, settings: &Settings, findings: &mut Vec<Finding>) {
+    let store = match opened {
+        Ok(store) => store,
+        Err(error) => {
+            findings.push(("database", Err(format!("{error}; see store.url ({})", settings.store.url))));
+            return;
+        }
+    };
+    findings.push(("database", store.description().await.map_err(|error| error.to_string())));
+    findings.push(("clock", clock(&store).await));
+    store.close().await;
+}
+
+async fn clock<S: Store>(store: &S) -> Result<String, String> {
+    let host = SystemClock::default();
+    let before = host.host();
+    let Some(told) = store.clock_reading().await.map_err(|error| error.to_string())? else {
+        return Ok("this host's counts".to_owned());
+    };
+    let differs = told - (before + (host.host() - before) / 2);
+    let seconds = differs.num_seconds().abs();
+    if differs.abs() > WRONG_CLOCK {
+        return Err(format!(
+            "this host's clock differs by {seconds} s from the database's, which is followed: set one of them right"
+        ));
+    }
+    Ok(format!("the database's counts; this host's differs by {seconds} s"))
+}
+
+async fn mail(settings: &Settings) -> Vec<Finding> {
+    let (transport, from) = match settings.require_mail() {
+        Ok(found) => found,
+        Err(error) => return vec![("mail", Err(error.to_string()))],
+    };
+    let mail = &settings.mail;
+    let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
+    let templates = composer.map(|_| "the built-in ones".to_owned()).map_err(|error| error.to_string());
+    let to = mail.fallback_to.clone().unwrap_or_else(|| from.email.clone());
+    let way = match transport {
+        Transport::Maildir { path } => {
+            let ready = transport::Transport::Maildir(Maildir::new(path.clone())).ready().await;
+            ready.map(|()| format!("{} can be written", path.display())).map_err(|happened| happened.reply())
+        }
+        Transport::Smtp(options) => {
+            let mut smtp = Smtp::new(*options.clone());
+            let answered = tokio::time::timeout(PATIENCE, smtp.probe(from.email.clone(), to)).await;
+            // Whatever it says to that changes nothing.
+            let _ = tokio::time::timeout(PATIENCE, smtp.close()).await;
+            match answered {
+                Ok(Ok(server)) => Ok(format!("{server} takes mail from mail.from; none was sent")),
+                Ok(Err(happened)) => Err(format!("{}; see [mail.smtp]", happened.reply())),
+                Err(_) => Err(format!("the mail server does not answer within {PATIENCE:?}; see [mail.smtp]")),
+            }
+        }
+    };
+    let fallback = match &mail.fallback_to {
+        Some(_) => Ok("is told of what nobody else could be told".to_owned()),
+        None => Err("nobody hears of what could not be delivered: set mail.fallback_to".to_owned()),
+    };
+    vec![("templates", templates), ("mail", way), ("fallback", fallback)]
+}

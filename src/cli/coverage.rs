@@ -1,0 +1,101 @@
+//! `lapsed coverage`: did owners know in time?
+
+use std::ops::ControlFlow;
+
+use chrono::TimeDelta;
+use clap::Args;
+
+use super::listing::{Fields, FormatArg, Listing, instant};
+use super::{Outcome, output};
+use crate::clock::{Clock, Timestamp};
+use crate::config::{Settings, parse_duration};
+use crate::coverage::{Ledger, Verdict};
+use crate::policy::Lead;
+use crate::store::Store;
+use crate::store::accounts::{TokenFilter, TokenOrder};
+use crate::token::Token;
+
+/// `lapsed coverage`
+#[derive(Debug, Args)]
+pub struct Coverage {
+    /// Over the tokens that expired within this time
+    #[arg(long, value_name = "SPAN", default_value = "30d", value_parser = parse_duration)]
+    since: TimeDelta,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// The names of [`fields`].
+const FIELDS: [&str; 5] = ["id", "owner", "description", "expired_at", "why"];
+
+impl Coverage {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
+        let now = clock.now();
+        let since = now.checked_sub_signed(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
+        let shortest = settings.reminders.lead_times.last().map_or(Lead::EXPIRED, |span| Lead::new(*span));
+        let mut ledger = Ledger::default();
+        let read = |row| {
+            ledger.add(row);
+            ControlFlow::Continue(())
+        };
+        store.each_ledger_row(since, now, read).await?;
+        let (mut covered, mut not_owed, mut silent) = (0_u64, 0_u64, 0_u64);
+        let mut listing =
+            Listing::new(self.format, &["TOKEN", "OWNER", "DESCRIPTION", "EXPIRED (UTC)", "WHY"], &FIELDS)?;
+        let mut written = Ok(());
+        let filter = TokenFilter { expired_after: Some(since), ..TokenFilter::default() };
+        let visit = |token: Token, owner: String| {
+            match ledger.verdict(&token, shortest) {
+                Verdict::Covered => covered += 1,
+                Verdict::NotOwed => not_owed += 1,
+                Verdict::Silent(why) => {
+                    silent += 1;
+                    written = listing.row(|| fields(&token, &owner, &why), || cells(&token, &owner, &why));
+                }
+            }
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        store.each_token(&filter, TokenOrder::Expires, now, visit).await?;
+        written?;
+        let owed = covered + silent;
+        let share = if owed == 0 { "no reminder was owed".to_owned() } else { percent(covered, owed) };
+        let facts = output::facts(&[
+            ("expired", format!("{} tokens", owed + not_owed)),
+            ("told in time", format!("{covered} of {owed} that were owed a reminder: {share}")),
+            ("not owed", format!("{not_owed} that lived too briefly for the shortest lead time")),
+        ]);
+        if self.format.is_table() {
+            output::print(&facts)?;
+            if silent > 0 {
+                output::print("\n")?;
+            }
+        } else {
+            output::say(facts.trim_end());
+        }
+        if silent > 0 || !self.format.is_table() {
+            listing.end("")?;
+        }
+        Ok(())
+    }
+}
+
+/// A share, rounded down: 100 % means all.
+fn percent(part: u64, whole: u64) -> String {
+    let tenths = u128::from(part) * 1_000 / u128::from(whole.max(1));
+    format!("{}.{} %", tenths / 10, tenths % 10)
+}
+
+fn fields(token: &Token, owner: &str, why: &str) -> Fields {
+    vec![
+        ("id", token.id.to_string().into()),
+        ("owner", owner.into()),
+        ("description", token.description.clone().into()),
+        ("expired_at", instant(token.expires_at)),
+        ("why", why.into()),
+    ]
+}
+
+fn cells(token: &Token, owner: &str, why: &str) -> Vec<String> {
+    let expired = token.expires_at.map(|at| at.format("%Y-%m-%d %H:%M").to_string()).unwrap_or_default();
+    vec![token.id.short(), owner.to_owned(), token.description.clone(), expired, why.to_owned()]
+}
