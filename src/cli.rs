@@ -9,8 +9,8 @@ mod coverage;
 mod demo;
 mod import;
 mod listing;
-
 mod lookup;
+mod mail;
 mod outbox;
 mod output;
 mod owner;
@@ -63,6 +63,9 @@ enum Command {
     /// Messages that wait, that failed, and that a guard holds
     #[command(subcommand)]
     Outbox(OutboxCommand),
+    /// What owners would read, and whether it arrives
+    #[command(subcommand)]
+    Mail(MailCommand),
     /// Check the configuration, the database and the mail server; nothing is sent
     Check(check::Check),
     /// Show whether owners knew in time of tokens that expired, and of each that ended in silence, why
@@ -115,6 +118,14 @@ enum ContactCommand {
     List(owner::contact::List),
     /// Send mail to an address again that a mail server had refused for good
     Unsuppress(owner::contact::Unsuppress),
+}
+
+#[derive(Debug, Subcommand)]
+enum MailCommand {
+    /// Print a mail, made of a token or of made-up ones; nothing is sent
+    Preview(mail::Preview),
+    /// Send a mail about made-up tokens, and print what the mail server answered
+    Test(mail::Test),
 }
 
 #[derive(Debug, Subcommand)]
@@ -260,6 +271,8 @@ impl Command {
             | Self::Config(_)
             | Self::Completions { .. }
             | Self::Man { .. } => Ok(()),
+            Self::Mail(MailCommand::Preview(preview)) => preview.run(&store, &*clock, settings).await,
+            Self::Mail(MailCommand::Test(test)) => test.run(&*clock, settings).await,
             Self::Coverage(coverage) => coverage.run(&store, &*clock, settings).await,
             Self::Status(status) => status.run(&store, &*clock).await,
             Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,

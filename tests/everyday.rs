@@ -899,3 +899,31 @@ fn a_check_says_what_the_daemon_would_miss() {
     assert_eq!(failed[0]["check"], "mail");
     assert!(failed[0]["details"].as_str().is_some_and(|details| details.contains("see [mail.smtp]")), "{ran}");
 }
+
+#[test]
+fn a_mail_can_be_read_before_and_sent_to_try() {
+    let place = Place::new();
+    let reminder = place.line("mail preview").ok();
+    assert!(reminder.starts_with("Subject: 2 tokens expire soon, the first in 7 days\n\n"), "{reminder}");
+    assert!(place.line("mail preview --kind held").ok().contains("lapsed outbox release --all"));
+    assert!(place.line("mail preview --kind escalation --part html").ok().starts_with("<!DOCTYPE html>"));
+    place.line("mail test me@example.org").fails(2);
+
+    place.configure(&format!("{WITH_MAIL}[guard]\nmessages_per_hour = 1\n"));
+    place.owner("alice", "alice@example.org");
+    let (id, _) = place.token("alice", "deploy <b>key</b>", "40d");
+    let about = place.line(&format!("mail preview --token {id}")).ok();
+    assert!(about.starts_with("Subject: \"deploy <b>key</b>\" expires in 40 days\n"), "{about}");
+    let html = place.line(&format!("mail preview --token {id} --part html")).ok();
+    assert!(html.contains("deploy &lt;b&gt;key") && !html.contains("<b>key"), "{html}");
+    let never = place.line("token create --owner alice --description eternal").ok();
+    let complaint = place.line(&format!("mail preview --token {}", fact(&never, "token"))).fails(1);
+    assert!(complaint.contains("never expires"), "{complaint}");
+
+    let sent = place.line("mail test me@example.org").ok();
+    assert!(fact(&sent, "the answer").starts_with("written to mail/new/"), "{sent}");
+    let mails = place.mails("mail");
+    let mail = mail_parser::MessageParser::default().parse(&mails[0]).expect("a mail");
+    assert_eq!(mail.subject(), Some("2 tokens expire soon, the first in 7 days"));
+    assert_eq!(place.line("outbox list --all").stderr, "There is no message.\n", "the outbox knows nothing of it");
+}

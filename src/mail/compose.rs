@@ -104,6 +104,17 @@ pub struct Composed {
     pub bytes: Vec<u8>,
 }
 
+/// What a mail says, as people read it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The subject.
+    pub subject: String,
+    /// For programs that show plain text.
+    pub text: String,
+    /// The same for programs that show HTML.
+    pub html: String,
+}
+
 /// Why a mail cannot be made. Names no address.
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
@@ -179,10 +190,27 @@ impl Composer {
     pub fn compose(&self, letter: &Letter, now: Timestamp) -> Result<Composed, ComposeError> {
         let to: lettre::Address =
             letter.to.address.as_str().parse().map_err(|_| ComposeError::Recipient(letter.to.id))?;
-        let items = match &letter.content {
-            Content::Reminders(items) => items,
-            Content::Alert(alert) => return self.alert(letter, to, *alert, now),
+        let Written { subject, text, html } = self.write(letter, now)?;
+        let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
+        let from = match &self.return_path {
+            Some(return_path) => return_path.of(letter.message)?,
+            None => self.from.email.clone(),
         };
+        Ok(Composed { from, to, subject, bytes })
+    }
+
+    /// What a letter says, as people read it.
+    ///
+    /// # Errors
+    /// As [`Composer::compose`], but for those that are about addresses.
+    pub fn write(&self, letter: &Letter, now: Timestamp) -> Result<Written, ComposeError> {
+        match &letter.content {
+            Content::Reminders(items) => self.reminders(letter, items, now),
+            Content::Alert(alert) => self.alert(letter, *alert, now),
+        }
+    }
+
+    fn reminders(&self, letter: &Letter, items: &[Item], now: Timestamp) -> Result<Written, ComposeError> {
         let mut entries: Vec<Entry<'_>> = items.iter().filter_map(|item| Entry::new(item, letter, now)).collect();
         if entries.is_empty() {
             return Err(ComposeError::Nothing);
@@ -196,30 +224,10 @@ impl Composer {
         });
         let (escalated, own): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.item.escalation.is_some());
         let (own, escalated) = (self.part(&own), self.part(&escalated));
-
-        let subject = self
-            .templates
-            .get_template(SUBJECT)?
-            .render(context! { own => own.clone(), escalated => escalated.clone() })?;
-        let subject = header_line(&subject, SHOWN);
-        let context = context! { subject => unlinked(&subject), own, escalated };
-        let text = self.templates.get_template(TEXT)?.render(&context)?;
-        let html = self.templates.get_template(HTML)?.render(&context)?;
-        let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
-        let from = match &self.return_path {
-            Some(return_path) => return_path.of(letter.message)?,
-            None => self.from.email.clone(),
-        };
-        Ok(Composed { from, to, subject, bytes })
+        self.render([SUBJECT, TEXT, HTML], &context! { own, escalated })
     }
 
-    fn alert(
-        &self,
-        letter: &Letter,
-        to: lettre::Address,
-        alert: Alert,
-        now: Timestamp,
-    ) -> Result<Composed, ComposeError> {
+    fn alert(&self, letter: &Letter, alert: Alert, now: Timestamp) -> Result<Written, ComposeError> {
         let zone = letter.to.time_zone.unwrap_or(Tz::UTC);
         let (kind, count, since, deadline) = match alert {
             Alert::Held { messages, since, next_deadline, urgent } => {
@@ -227,14 +235,19 @@ impl Composer {
             }
             Alert::Expiry { tokens } => ("expiry", tokens, None, None),
         };
+        let deadline = deadline.filter(|deadline| *deadline > now);
         let instant = |at: Option<Timestamp>| at.map(|at| exact(at, zone));
         let context = context! { kind, count, since => instant(since), deadline => instant(deadline) };
-        let subject = header_line(&self.templates.get_template(ALERT_SUBJECT)?.render(&context)?, SHOWN);
-        let context = context! { subject => unlinked(&subject), ..context };
-        let text = self.templates.get_template(ALERT_TEXT)?.render(&context)?;
-        let html = self.templates.get_template(ALERT_HTML)?.render(&context)?;
-        let bytes = self.put_together(letter, &to, &subject, text, html, now)?;
-        Ok(Composed { from: self.from.email.clone(), to, subject, bytes })
+        self.render([ALERT_SUBJECT, ALERT_TEXT, ALERT_HTML], &context)
+    }
+
+    /// The subject first: the other two repeat it.
+    fn render(&self, [subject, text, html]: [&str; 3], context: &Value) -> Result<Written, ComposeError> {
+        let subject = header_line(&self.templates.get_template(subject)?.render(context)?, SHOWN);
+        let context = context! { subject => unlinked(&subject), ..context.clone() };
+        let text = self.templates.get_template(text)?.render(&context)?;
+        let html = self.templates.get_template(html)?.render(&context)?;
+        Ok(Written { subject, text, html })
     }
 
     fn put_together(
