@@ -7,6 +7,7 @@ mod bounce;
 mod check;
 mod coverage;
 mod demo;
+mod forecast;
 mod import;
 mod listing;
 mod lookup;
@@ -68,6 +69,8 @@ enum Command {
     Mail(MailCommand),
     /// Check the configuration, the database and the mail server; nothing is sent
     Check(check::Check),
+    /// Show what the coming days bring: tokens that expire, reminders, mails
+    Forecast(forecast::Forecast),
     /// Show whether owners knew in time of tokens that expired, and of each that ended in silence, why
     Coverage(coverage::Coverage),
     /// Print when each job runs next
@@ -273,6 +276,7 @@ impl Command {
             | Self::Man { .. } => Ok(()),
             Self::Mail(MailCommand::Preview(preview)) => preview.run(&store, &*clock, settings).await,
             Self::Mail(MailCommand::Test(test)) => test.run(&*clock, settings).await,
+            Self::Forecast(forecast) => forecast.run(&store, &*clock, settings).await,
             Self::Coverage(coverage) => coverage.run(&store, &*clock, settings).await,
             Self::Status(status) => status.run(&store, &*clock).await,
             Self::Bounce(bounce) => bounce.run(&store, &*clock, settings).await,

@@ -38,6 +38,7 @@ pub mod import;
 pub mod mail;
 pub mod jobs;
 pub mod coverage;
+pub mod forecast;
 pub mod escalation;
 pub mod bounce;
 pub mod service;

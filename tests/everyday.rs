@@ -927,3 +927,33 @@ fn a_mail_can_be_read_before_and_sent_to_try() {
     assert_eq!(mail.subject(), Some("2 tokens expire soon, the first in 7 days"));
     assert_eq!(place.line("outbox list --all").stderr, "There is no message.\n", "the outbox knows nothing of it");
 }
+
+#[test]
+fn a_forecast_counts_what_comes_and_compares() {
+    let place = Place::new();
+    place.configure(WITH_MAIL);
+    assert!(place.line("forecast").stderr.contains("Nothing expires, and nobody is mailed."));
+    place.owner("alice", "alice@example.org");
+    for description in ["one", "two"] {
+        place.token("alice", description, "40d");
+    }
+    place.line("owner add bot --email bot@example.org").ok();
+    place.line("owner contact remove bot bot@example.org").ok();
+    place.token("bot", "nobody's", "3d");
+    let ran = place.line("forecast --days 60");
+    // Leads of 30, 7 and 1 days and the notice, for one address; a 3-day token owes one lead and the notice, to nobody.
+    assert_eq!(fact(&ran.stderr, "expire"), "3 tokens within 60 days (UTC)", "{ran}");
+    assert_eq!(fact(&ran.stderr, "mails"), "4 about 8 reminders", "{ran}");
+    assert!(fact(&ran.stderr, "nobody").starts_with("2 reminders"), "{ran}");
+    let rows: Vec<Vec<&str>> = ran.stdout.lines().skip(1).map(cells).collect();
+    assert_eq!(rows.len(), 6, "{ran}");
+    assert_eq!(&rows[2][1..], ["0", "2", "1", "##############################"], "{ran}");
+    let csv = place.line("forecast --days 60 --format csv").ok();
+    assert_eq!((csv.lines().next(), csv.lines().count()), (Some("day,expire,reminders,mails,unreachable"), 61));
+
+    place.write("quiet.toml", &format!("{WITH_MAIL}[reminders]\nlead_times = [\"7d\"]\nexpired_notice = false\n"));
+    let compared = place.line("forecast --days 60 --compare quiet.toml");
+    assert_eq!(fact(&compared.stderr, "with the other"), "1 about 2 reminders, -3", "{compared}");
+    place.line("forecast --compare nowhere.toml").fails(2);
+    place.line("forecast --days 0").fails(2);
+}

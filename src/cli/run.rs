@@ -83,9 +83,7 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
         None => None,
     };
     let fallback = store.set_fallback(fallback.as_ref(), clock.now()).await?;
-    let reminders = &settings.reminders;
-    let leads = reminders.lead_times.iter().map(|span| Lead::new(*span));
-    let policy = Policy::new(leads, reminders.expired_notice, reminders.stale_after);
+    let policy = policy(settings);
     let retention = Retention {
         reminders: settings.retention.reminders,
         messages: settings.retention.messages,
@@ -97,4 +95,11 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH, guard };
     let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
     Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms })
+}
+
+/// Which reminders the configuration asks for.
+pub(super) fn policy(settings: &Settings) -> Policy {
+    let reminders = &settings.reminders;
+    let leads = reminders.lead_times.iter().map(|span| Lead::new(*span));
+    Policy::new(leads, reminders.expired_notice, reminders.stale_after)
 }

@@ -1,0 +1,163 @@
+//! `lapsed forecast`: what the coming days bring.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use chrono::NaiveDate;
+use chrono_tz::Tz;
+use clap::Args;
+
+use super::listing::{Fields, FormatArg, Listing};
+use super::{Failure, Outcome, output, run};
+use crate::clock::{Clock, Timestamp};
+use crate::config::{self, Settings};
+use crate::forecast::{Day, Forecast as Coming};
+use crate::policy::Deadline;
+use crate::store::Store;
+use crate::store::accounts::{TokenFilter, TokenOrder};
+use crate::token::{OwnerId, Status, Token};
+
+/// The columns of the longest bar.
+const BAR: u64 = 30;
+
+/// For how many tokens at once the contacts are asked for.
+const BATCH: usize = 5_000;
+
+/// `lapsed forecast`
+#[derive(Debug, Args)]
+pub struct Forecast {
+    /// For how many days, today included
+    #[arg(long, default_value_t = 90, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3_660))]
+    days: u16,
+    /// Compare with what would come with the [reminders] of this configuration file
+    #[arg(long, value_name = "FILE")]
+    compare: Option<PathBuf>,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// The names of [`fields`]; with `--compare`, those of the other file follow.
+const FIELDS: [&str; 5] = ["day", "expire", "reminders", "mails", "unreachable"];
+const WITH_OTHER: [&str; 8] =
+    ["day", "expire", "reminders", "mails", "unreachable", "other_reminders", "other_mails", "other_unreachable"];
+
+impl Forecast {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
+        let now = clock.now();
+        let zone = settings.schedule.purge.zone();
+        let forecast = |settings: &Settings| Coming::new(run::policy(settings), now, self.days, zone);
+        let mut coming = vec![forecast(settings)];
+        if let Some(file) = &self.compare {
+            let other = config::load(Some(file)).map_err(|error| Failure::Usage(error.to_string()))?;
+            coming.push(forecast(&other));
+        }
+        fill(store, now, &mut coming).await?;
+        self.print(&coming, zone)
+    }
+
+    fn print(&self, coming: &[Coming], zone: Tz) -> Outcome {
+        let [this, rest @ ..] = coming else { return Ok(()) };
+        let other = rest.first();
+        let header: &[&str] = match other {
+            Some(_) => &["DAY", "EXPIRE", "REMINDERS", "MAILS", "WITH THE OTHER", ""],
+            None => &["DAY", "EXPIRE", "REMINDERS", "MAILS", ""],
+        };
+        let names: &[&str] = if other.is_some() { &WITH_OTHER } else { &FIELDS };
+        let mut listing = Listing::new(self.format, header, names)?;
+        let most = this.days().map(|(_, day)| day.mails).max().unwrap_or_default().max(1);
+        let mut all = (Day::default(), Day::default());
+        let others = other.map(|other| other.days().map(|(_, day)| day).collect::<Vec<_>>());
+        for (i, (date, day)) in this.days().enumerate() {
+            let other = others.as_ref().and_then(|days| days.get(i)).copied();
+            sum(&mut all.0, day);
+            sum(&mut all.1, other.unwrap_or_default());
+            let quiet = day == Day::default() && other.is_none_or(|other| other == Day::default());
+            if self.format.is_table() && quiet {
+                continue;
+            }
+            listing.row(|| fields(date, day, other), || cells(date, day, other, this.many(), most))?;
+        }
+        listing.end("Nothing expires, and nobody is mailed.")?;
+        let mut rows = vec![
+            ("expire", format!("{} tokens within {} days ({zone})", all.0.expire, self.days)),
+            ("mails", format!("{} about {} reminders", all.0.mails, all.0.reminders)),
+        ];
+        if all.0.unreachable > 0 {
+            rows.push((
+                "nobody",
+                format!("{} reminders of owners without a contact that takes mail", all.0.unreachable),
+            ));
+        }
+        if other.is_some() {
+            let more = i128::from(all.1.mails) - i128::from(all.0.mails);
+            rows.push(("with the other", format!("{} about {} reminders, {more:+}", all.1.mails, all.1.reminders)));
+        }
+        output::say(output::facts(&rows).trim_end());
+        Ok(())
+    }
+}
+
+/// Adds every token that is active to each forecast.
+async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> anyhow::Result<()> {
+    let mut tokens: Vec<(OwnerId, Deadline, bool)> = Vec::new();
+    let filter = TokenFilter { status: Some(Status::Active), ..TokenFilter::default() };
+    let visit = |token: Token, _| {
+        tokens.extend(Deadline::of(&token).map(|deadline| (token.owner, deadline, token.replaced_by.is_some())));
+        ControlFlow::Continue(())
+    };
+    store.each_token(&filter, TokenOrder::Created, now, visit).await?;
+    for page in tokens.chunks(BATCH) {
+        let mut owners: Vec<OwnerId> = page.iter().map(|(owner, ..)| *owner).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let contacts = store.reachable(&owners).await?;
+        for (owner, deadline, replaced) in page {
+            let contacts = contacts.get(owner).map_or(&[][..], Vec::as_slice);
+            coming.iter_mut().for_each(|forecast| forecast.add(*deadline, *replaced, contacts));
+        }
+    }
+    Ok(())
+}
+
+fn sum(all: &mut Day, day: Day) {
+    all.expire += day.expire;
+    all.reminders += day.reminders;
+    all.mails += day.mails;
+    all.unreachable += day.unreachable;
+}
+
+fn fields(date: NaiveDate, day: Day, other: Option<Day>) -> Fields {
+    let mut fields: Fields = vec![
+        ("day", date.to_string().into()),
+        ("expire", day.expire.into()),
+        ("reminders", day.reminders.into()),
+        ("mails", day.mails.into()),
+        ("unreachable", day.unreachable.into()),
+    ];
+    if let Some(other) = other {
+        fields.push(("other_reminders", other.reminders.into()));
+        fields.push(("other_mails", other.mails.into()));
+        fields.push(("other_unreachable", other.unreachable.into()));
+    }
+    fields
+}
+
+fn cells(date: NaiveDate, day: Day, other: Option<Day>, many: u64, most: u64) -> Vec<String> {
+    let bar = |count: u64| usize::try_from(count * BAR / most).unwrap_or_default().max(usize::from(count > 0));
+    let mut chart = "#".repeat(bar(day.mails));
+    if day.expire >= many {
+        chart.push_str("  many expire at once");
+    }
+    if day.unreachable > 0 {
+        chart.push_str(&format!("  {} reminders for nobody", day.unreachable));
+    }
+    let mut cells = vec![
+        date.format("%a %Y-%m-%d").to_string(),
+        day.expire.to_string(),
+        day.reminders.to_string(),
+        day.mails.to_string(),
+    ];
+    cells.extend(other.map(|other| format!("{} mails", other.mails)));
+    cells.push(chart.trim_start().to_owned());
+    cells
+}
