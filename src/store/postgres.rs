@@ -6,6 +6,7 @@
 
 mod bounces;
 mod imports;
+mod ledger;
 mod outbox;
 mod planning;
 

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::planning::write_reminders;
+use super::ledger::write_reminders;
 use super::{Postgres, contact};
 use crate::clock::Timestamp;
 use crate::policy::Reason;

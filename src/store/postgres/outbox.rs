@@ -6,7 +6,7 @@ use sqlx::PgExecutor;
 use uuid::Uuid;
 
 use super::Postgres;
-use super::planning::write_reminders;
+use super::ledger::write_reminders;
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{

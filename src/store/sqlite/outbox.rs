@@ -6,7 +6,8 @@ use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
 use super::Sqlite;
-use super::planning::{hex, json, write_reminders};
+use super::ledger::write_reminders;
+use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
