@@ -29,7 +29,7 @@ pub struct Forecast {
     /// For how many days, today included
     #[arg(long, default_value_t = 90, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3_660))]
     days: u16,
-    /// Compare with what would come with the [reminders] of this configuration file
+    /// Compare with what the reminder settings of this configuration file would bring
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
     #[command(flatten)]
