@@ -8,6 +8,8 @@
 //! the first of the two where that time comes twice; and when the hour has passed where it does not come at all. One that
 //! fires in every hour goes on firing in each, as time passes.
 
+use std::fmt;
+
 use chrono::{DateTime, LocalResult, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use croner::errors::CronError;
@@ -34,13 +36,20 @@ const ZONE: &str = "CRON_TZ=";
 /// assert_eq!(next.to_rfc3339(), "2026-05-02T01:17:00+00:00");
 /// # Ok::<(), String>(())
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Cron {
     text: String,
     inner: croner::Cron,
     zone: Tz,
     /// It fires in every hour.
     hourly: bool,
+}
+
+impl fmt::Debug for Cron {
+    /// The parser's own form has thousands of numbers.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cron({:?}, {})", self.text, self.zone)
+    }
 }
 
 impl Cron {

@@ -46,7 +46,8 @@ fn retentions_are_positive_and_stale_after_may_be_zero() {
 
 #[test]
 fn schedules_are_checked() {
-    refused("[schedule]\npurge = \"17 3 * * *\"\n", &["schedule.purge", "\"0 17 3 * * *\""]);
+    refused("[schedule]\npurge = \"17 3 * *\"\n", &["schedule.purge", "has 4 fields where five or six belong"]);
+    refused("[schedule]\ntime_zone = \"Mars\"\n", &["schedule.time_zone", "no time zone is called \"Mars\""]);
     refused("[schedule]\npurge = \"0 0 0 31 2 *\"\n", &["never fires"]);
 }
 
