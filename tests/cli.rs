@@ -580,7 +580,7 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
         lead_tmes = ["30d"]
         lead_times = ["30d", "-1d"]
         [schedule]
-        expire = "*/5 * * * *"
+        expire = "*/5 * * *"
         remind = "0 0 0 31 2 *"
         [mail]
         transport = "pigeon"
@@ -596,7 +596,7 @@ fn all_mistakes_of_a_configuration_are_told_at_once() {
         "store.url = \"mysql://lapsed:***@db/lapsed\" (lapsed.toml:3): must begin with sqlite:, postgres:// or",
         "reminders.lead_tmes (lapsed.toml:5): unknown key; did you mean reminders.lead_times?",
         "reminders.lead_times = [\"30d\", \"-1d\"] (lapsed.toml:6): \"-1d\" is not a duration",
-        "schedule.expire = \"*/5 * * * *\" (lapsed.toml:8): has five fields",
+        "schedule.expire = \"*/5 * * *\" (lapsed.toml:8): has 4 fields",
         "schedule.remind = \"0 0 0 31 2 *\" (lapsed.toml:9): never fires",
         "mail.transport = \"pigeon\" (lapsed.toml:11): must be \"maildir\" or \"smtp\"",
         "mail.from = \"nobody\" (lapsed.toml:12): must be a mail address",
