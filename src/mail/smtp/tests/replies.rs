@@ -18,6 +18,10 @@ fn codes(said: &[u8]) -> Vec<u16> {
     let mut begun: Option<u16> = None;
     for line in said.split_inclusive(|byte| *byte == b'\n') {
         let Some(line) = line.strip_suffix(b"\r\n") else { break };
+        // RFC 6531, section 3.7.4.2: replies are UTF-8 at the most.
+        if std::str::from_utf8(line).is_err() {
+            break;
+        }
         // RFC 5321, section 4.2: the first digit is 2 to 5, the second 0 to 5.
         let Some(&[first @ b'2'..=b'5', second @ b'0'..=b'5', third @ b'0'..=b'9']) = line.first_chunk() else { break };
         let code = [first, second, third].iter().fold(0, |code, digit| 10 * code + u16::from(digit - b'0'));
