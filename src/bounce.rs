@@ -87,7 +87,7 @@ pub async fn take<S: Store>(
         // Before asking who else can be told, as delivery does: of two contacts of one owner whose mail comes back at the
         // same moment, one is then seen to be the last.
         store.suppress_contact(posted.contact.id, &reply, now).await?;
-        tracing::warn!(contact = %posted.contact.id, %message, "an address is dead, says a bounce: it gets no mail any more");
+        tracing::warn!(contact = %posted.contact.id, message_id = %message, "an address is dead, says a bounce: it gets no mail any more");
     }
     if posted.state != MessageState::Sent {
         return Ok(Done::Known { suppressed: suppress });
@@ -97,7 +97,7 @@ pub async fn take<S: Store>(
         return Ok(Done::Known { suppressed: suppress });
     }
     let (reminders, escalated) = (posted.sent.len(), escalations.len());
-    tracing::warn!(%message, reminders, escalated, "a message that was sent came back");
+    tracing::warn!(message_id = %message, reminders, escalated, "a message that was sent came back");
     Ok(Done::Failed { suppressed: suppress, reminders, escalated })
 }
 

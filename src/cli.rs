@@ -30,7 +30,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::clock::SystemClock;
-use crate::config::{self, Settings};
+use crate::config::{self, LogFormat, Settings};
 use crate::service;
 use crate::store::{Postgres, Sqlite, Store};
 use crate::telemetry;
@@ -232,7 +232,12 @@ fn dispatch(arguments: Arguments) -> Outcome {
             command => command,
         };
         let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
-        telemetry::init(&settings.log.level);
+        // Whoever types a command looks at the terminal.
+        let format = match settings.log.format {
+            LogFormat::Journald if !matches!(command, Command::Run(_)) => LogFormat::Text,
+            format => format,
+        };
+        telemetry::init(&settings.log.level, format);
         if let Command::Run(_) = command {
             settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
         }

@@ -16,6 +16,7 @@ mod smtp;
 mod store_url;
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
@@ -48,6 +49,8 @@ pub struct Settings {
     pub guard: Guard,
     /// How long records are kept.
     pub retention: Retention,
+    /// Where the daemon answers those who watch it.
+    pub http: Http,
     /// What is logged.
     pub log: Log,
 }
@@ -156,11 +159,31 @@ pub struct Retention {
     pub ended_tokens: TimeDelta,
 }
 
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// `None`: nowhere, unless systemd passes a socket.
+    pub listen: Option<SocketAddr>,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
     /// What [`crate::telemetry::init`] takes.
     pub level: String,
+    /// In which form, and where to.
+    pub format: LogFormat,
+}
+
+/// In which form the log is written, and where to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people, on stderr.
+    Text,
+    /// One JSON object a line, on stderr.
+    Json,
+    /// To systemd's journal, with fields, where `lapsed run` logs; to stderr where there is none.
+    Journald,
 }
 
 impl Settings {

@@ -22,6 +22,7 @@
 //! - [`verify`](mod@verify): the gate, which asks the store and the clock at every call.
 //! - [`mail`]: from a message to what the mail server answered, and what that means.
 //! - [`jobs`]: one step function each, which tests call directly. [`bounce`]: what is done about a mail that came back.
+//! - [`metrics`] and [`health`]: what the jobs reported, and whether they keep to their schedules. [`http`]: where it is read.
 //! - [`service`]: the loops around the jobs, start and stop.
 //! - [`cli`]: one file per command. [`telemetry`]: logs.
 
@@ -41,6 +42,9 @@ pub mod coverage;
 pub mod forecast;
 pub mod escalation;
 pub mod bounce;
+pub mod metrics;
+pub mod health;
+pub mod http;
 pub mod service;
 pub mod cli;
 pub mod telemetry;

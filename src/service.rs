@@ -6,33 +6,41 @@
 //! and the loops are woken without it.
 //! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
 
+mod counts;
 mod pass;
 mod steady;
 mod supervisor;
 mod ticks;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Schedule;
+use crate::health::Health;
+use crate::http::{self, Site};
 use crate::jobs::Rules;
 use crate::jobs::deliver::{Delivered, Deliverer, Terms};
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
+use crate::metrics::Metrics;
+use crate::policy::Lead;
 use crate::store::{self, Store};
+use counts::{Counts, What};
 use pass::{Planner, Task};
-use supervisor::{Pulse, feed_watchdog, tell_status};
+use supervisor::{Pulse, feed_watchdog, hangs, tell_status};
 use ticks::Ticks;
 
 /// How long a message in flight may take to finish after the first signal.
@@ -61,6 +69,24 @@ pub struct Setup {
     pub transports: Vec<Transport>,
     /// By what delivery goes.
     pub terms: Terms,
+    /// Where it answers those who watch it.
+    pub http: Option<TcpListener>,
+}
+
+/// Who is told what the jobs did.
+#[derive(Clone)]
+struct Watch {
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+}
+
+impl Watch {
+    fn new(rules: &Rules, schedule: &Schedule, now: Timestamp) -> Self {
+        Self {
+            metrics: Arc::new(Metrics::new(rules.policy.leads())),
+            health: Arc::new(Health::new(schedule.clone(), now)),
+        }
+    }
 }
 
 /// What `run --once` did.
@@ -85,7 +111,9 @@ pub async fn run<S: Store>(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let holder = Uuid::new_v4();
-    let Setup { schedule, rules, retention, composer, transports, terms } = setup;
+    let Setup { schedule, rules, retention, composer, transports, terms, http } = setup;
+    let watch = Watch::new(&rules, &schedule, clock.now());
+    let shortest = rules.policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
     let wake_deliver = Arc::new(Notify::new());
     let planner = Planner {
         store: store.clone(),
@@ -98,6 +126,7 @@ pub async fn run<S: Store>(
         pulse: Pulse::new(crate::jobs::deliver::NAME),
         stop: stop.clone(),
         steady: Arc::default(),
+        watch: watch.clone(),
     };
     planner.started().await.context("the store cannot be read")?;
     let mut pulses = vec![planner.pulse.clone()];
@@ -124,8 +153,19 @@ pub async fn run<S: Store>(
     every_second(&scheduler, second.clone()).await?;
     loops.spawn(ticks.run(clock.clone(), second, stop.clone()));
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
-    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, planner.pulse, stop.clone()));
+    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, planner.pulse, watch.clone(), stop.clone()));
     loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
+    if let Some(listener) = http {
+        let Watch { metrics, health } = watch;
+        let (store, clock) = (store.clone(), clock.clone());
+        let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), shortest };
+        for what in What::ALL {
+            loops.spawn(counts.clone().run(what, stop.clone()));
+        }
+        let hangs = hangs(pulses.clone());
+        let site = Site::new(counts.store, counts.clock, metrics, health, hangs);
+        loops.spawn(http::serve(listener, Arc::new(site), stop.clone()));
+    }
     loops.spawn(tell_status(store, clock.clone(), stop.clone()));
     loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes, stop.clone()));
     scheduler.start().await.context("the scheduler cannot start")?;
@@ -156,7 +196,8 @@ pub async fn run<S: Store>(
 /// # Errors
 /// When the store fails.
 pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup) -> store::Result<OnceReport> {
-    let Setup { schedule, mut rules, retention, composer, transports, terms } = setup;
+    let Setup { schedule, mut rules, retention, composer, transports, terms, http: _ } = setup;
+    let watch = Watch::new(&rules, &schedule, clock.now());
     // Everything is planned before the first mail goes out: there is nothing to wait for.
     rules.hold = TimeDelta::zero();
     let planner = Planner {
@@ -170,6 +211,7 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
         pulse: Pulse::new("once"),
         stop: CancellationToken::new(),
         steady: Arc::default(),
+        watch,
     };
     let mut lines = Vec::new();
     let mut guarded = false;
@@ -257,11 +299,16 @@ async fn wake_while_behind(
     }
 }
 
+/// What delivery logs belongs to its pass, as with the other jobs.
+fn deliver_span() -> tracing::Span {
+    tracing::info_span!("pass", job = crate::jobs::deliver::NAME)
+}
+
 /// Delivers until nothing is due, and waits for the last of it.
 async fn deliver_all<S: Store, C: Clock + Clone>(deliverer: &mut Deliverer<S, C>) -> store::Result<Delivered> {
     let mut total = Delivered::default();
     loop {
-        let outcome = deliverer.step().await?;
+        let outcome = deliverer.step().instrument(deliver_span()).await?;
         total += outcome.did;
         if !outcome.more && !deliverer.wait().await {
             return Ok(total);
@@ -274,8 +321,10 @@ async fn deliver<S: Store>(
     clock: Arc<SystemClock>,
     wake: Arc<Notify>,
     pulse: Arc<Pulse>,
+    watch: Watch,
     stop: CancellationToken,
 ) {
+    let mut began = Instant::now();
     let mut late = std::pin::pin!(async {
         stop.cancelled().await;
         tokio::time::sleep(FINISH).await;
@@ -283,13 +332,17 @@ async fn deliver<S: Store>(
     while !stop.is_cancelled() {
         pulse.works();
         let step = tokio::select! {
-            step = deliverer.step() => step,
+            step = deliverer.step().instrument(deliver_span()) => step,
             // The store is out of reach, say.
             () = &mut late => break,
         };
+        if let Ok(outcome) = &step {
+            watch.metrics.delivered(&outcome.did, &deliverer.details());
+            watch.health.succeeded(crate::jobs::deliver::NAME, clock.now());
+        }
         match step {
             Ok(outcome) if outcome.more => continue,
-            Ok(_) => {}
+            Ok(_) => watch.metrics.pass(crate::jobs::deliver::NAME, began.elapsed()),
             Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
         }
         let next = deliverer.next_due().await.ok().flatten();
@@ -305,10 +358,14 @@ async fn deliver<S: Store>(
             () = at(idle_until) => deliverer.close_idle(),
             true = deliverer.wait() => {}
         }
+        began = Instant::now();
     }
     tokio::select! {
         finished = deliverer.finish() => match finished {
-            Ok(_) => deliverer.close().await,
+            Ok(did) => {
+                watch.metrics.delivered(&did, &deliverer.details());
+                deliverer.close().await;
+            }
             Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
         },
         () = late => tracing::warn!("a message in flight took too long: its lease ends by itself"),

@@ -1,19 +1,29 @@
-//! Where the log goes: to stderr, one line an event, coloured only on a terminal, without an instant of its own where
-//! stderr is systemd's journal, which writes one.
+//! Where the log goes: to stderr as text or as JSON, one line an event, or to systemd's journal with a field for each value.
 //!
 //! Guarantees that a library's debug log is never enabled by a level alone: lettre's holds mail addresses and the
 //! credentials of the SMTP conversation, sqlx's holds statements. Only a filter that names the library asks for it.
-//! Relies on [`validate`] having seen the level when the configuration was read.
+//! Text is coloured only on a terminal, and has no instant of its own where stderr is the journal, which writes one. Where the
+//! journal is asked for and not there, the log goes to stderr. Relies on [`validate`] having seen the level when the
+//! configuration was read.
 
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
+use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+
+use crate::config::LogFormat;
+
+/// What the names of our fields begin with in the journal: `journalctl LAPSED_JOB=expire`.
+const JOURNAL_PREFIX: &str = "LAPSED";
 
 /// Libraries that stay at warnings unless a filter names them.
 const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
@@ -21,16 +31,46 @@ const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
 /// Starts logging at `level`, which is what [`validate`] accepts; anything else logs like `info`.
 ///
 /// Does nothing where a subscriber is already installed.
-pub fn init(level: &str) {
+pub fn init(level: &str, format: LogFormat) {
     let filter = filter(level).unwrap_or_else(|_| EnvFilter::new(directives(LevelFilter::INFO)));
+    let stderr_is_journal = is_journal(std::io::stderr().as_fd());
+    let (layer, missing) = match format {
+        LogFormat::Json => (json(std::io::stderr).boxed(), None),
+        LogFormat::Journald => journal_or_text(stderr_is_journal),
+        LogFormat::Text => (text_to_stderr(stderr_is_journal), None),
+    };
+    // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
+    tracing::subscriber::set_global_default(Registry::default().with(layer).with(filter)).ok();
+    if let Some(error) = missing {
+        tracing::warn!(%error, "systemd's journal cannot be reached: the log goes to stderr");
+    }
+}
+
+/// A layer of whatever kind, right above the registry.
+type Chosen = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// The journal; or stderr, and why.
+fn journal_or_text(stderr_is_journal: bool) -> (Chosen, Option<std::io::Error>) {
+    match tracing_journald::layer() {
+        Ok(layer) => {
+            // The journal's own words for our levels: `journalctl -p info` shows what `log.level = "info"` does.
+            let as_they_are = PriorityMappings {
+                info: Priority::Informational,
+                debug: Priority::Debug,
+                trace: Priority::Debug,
+                ..PriorityMappings::new()
+            };
+            let layer = layer.with_field_prefix(Some(JOURNAL_PREFIX.to_owned())).with_priority_mappings(as_they_are);
+            (layer.with_syslog_identifier("lapsed".to_owned()).boxed(), None)
+        }
+        Err(error) => (text_to_stderr(stderr_is_journal), Some(error)),
+    }
+}
+
+fn text_to_stderr(stderr_is_journal: bool) -> Chosen {
     let stderr = std::io::stderr;
     let colour = stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
-    if is_journal(stderr().as_fd()) {
-        tracing::subscriber::set_global_default(subscriber(filter, colour, (), stderr)).ok();
-    } else {
-        tracing::subscriber::set_global_default(subscriber(filter, colour, SystemTime, stderr)).ok();
-    }
+    if stderr_is_journal { text(colour, (), stderr).boxed() } else { text(colour, SystemTime, stderr).boxed() }
 }
 
 /// Whether systemd connected this stream to its journal: `JOURNAL_STREAM` names its device and inode (systemd.exec(5)). A
@@ -49,13 +89,22 @@ pub fn validate(level: &str) -> Result<(), String> {
     filter(level).map(|_| ())
 }
 
-fn subscriber<T, W>(filter: EnvFilter, colour: bool, time: T, writer: W) -> impl tracing::Subscriber
+fn text<S, T, W>(colour: bool, time: T, writer: W) -> impl Layer<S> + Send + Sync
 where
+    S: Subscriber + for<'s> LookupSpan<'s>,
     T: FormatTime + Send + Sync + 'static,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let lines = tracing_subscriber::fmt().compact().with_timer(time).with_env_filter(filter);
-    lines.with_ansi(colour).with_writer(writer).finish()
+    fmt::layer().compact().with_timer(time).with_ansi(colour).with_writer(writer)
+}
+
+/// One object a line: `timestamp`, `level`, `target`, `message`, the fields beside them, and under `span` the pass.
+fn json<S, W>(writer: W) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'s> LookupSpan<'s>,
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer)
 }
 
 /// What a plain level means: that level for ourselves, and at most warnings for everything else.
@@ -124,7 +173,8 @@ mod tests {
     fn logged(level: &str) -> String {
         let buffer = Buffer::default();
         let writer = buffer.clone();
-        let subscriber = subscriber(filter(level).unwrap(), false, SystemTime, move || writer.clone());
+        let layer = text(false, SystemTime, move || writer.clone());
+        let subscriber = Registry::default().with(layer).with(filter(level).unwrap());
         tracing::subscriber::with_default(subscriber, || {
             macro_rules! speak {
                 ($target:literal) => {
@@ -193,5 +243,29 @@ mod tests {
         for text in ["error", "warn", "info", "debug", "trace", "off", "lapsed=debug,info"] {
             assert_eq!(validate(text), Ok(()));
         }
+    }
+
+    #[test]
+    fn json_has_one_object_a_line_with_fields_and_the_pass() {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = Registry::default().with(json(move || writer.clone())).with(filter("info").unwrap());
+        tracing::subscriber::with_default(subscriber, || {
+            let span = tracing::info_span!("pass", job = "deliver");
+            let _inside = span.enter();
+            tracing::info!(message_id = %"01\n02", reminders = 3, "sent a \"message\"");
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        let line = String::from_utf8(bytes).unwrap();
+        assert_eq!(line.lines().count(), 1, "{line}");
+        let mut event: serde_json::Value = serde_json::from_str(&line).expect("an object");
+        let timestamp = event["timestamp"].take();
+        assert!(timestamp.as_str().is_some_and(|at| at.len() == "2027-01-31T09:00:00.000000Z".len()), "{timestamp}");
+        let expected = serde_json::json!({
+            "timestamp": null, "level": "INFO", "target": "lapsed::telemetry::tests",
+            "message": "sent a \"message\"", "message_id": "01\n02", "reminders": 3,
+            "span": { "name": "pass", "job": "deliver" },
+        });
+        assert_eq!(event, expected);
     }
 }

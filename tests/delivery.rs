@@ -444,6 +444,7 @@ async fn a_job_that_panics_ends_the_daemon() {
         composer: Composer::new("tokens@example.org".parse().expect("a mailbox"), None, None).expect("templates"),
         transports: vec![Transport::Memory(Memory::new())],
         terms: Terms { fallback: None, give_up_after: days(2), every: Duration::ZERO, idle: Duration::from_secs(60) },
+        http: None,
     };
     let running = service::run(world.store.clone(), clock, setup, CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it does not go on without a job");

@@ -98,6 +98,10 @@ const PROMISES: &[Expected] = &[
     by("WHERE TRUE AND t.bucket = ", "tokens_owner", &["bucket", "owner_id"]),
     by("(SELECT id FROM contacts WHERE bucket = $1 AND address = $2)", "contacts_address", &["bucket", "address"]),
     by("SELECT MAX(o.key)", "owners_key", &["bucket", "key"]),
+    // All that waits, and nothing else: the whole of a partial index.
+    by("SELECT state, COUNT(*), MIN(created_at)", "messages_queue", &["bucket"]),
+    by("t.status = 'expired' AND t.replaced_by IS NULL", "tokens_ended", &["ended_at"]),
+    by("SELECT token_id, generation, lead, state, reason, escalation, settled_at", "reminders_deadline", &["deadline"]),
     by("WHERE o.bucket = $1 AND o.key = $2", "owners_key", &["bucket", "key"]),
 ];
 
@@ -257,6 +261,19 @@ async fn plan_and_purge<S: Store>(store: &S) {
     store.plan(&lease, decided, progress).await.expect("a write");
 
     assert!(store.next_deadline(now).await.expect("a read").is_some_and(|next| next > now));
+
+    // What the metrics ask, again and again.
+    let waiting = store.waiting().await.expect("a read");
+    assert!(waiting.open > 0 && waiting.oldest.is_some(), "{waiting:?}");
+    let mut expired = 0;
+    store.each_expired(now - days(300), now - days(299), |_| expired += 1).await.expect("a read");
+    let mut rows = 0;
+    let visit = |_| {
+        rows += 1;
+        std::ops::ControlFlow::Continue(())
+    };
+    store.each_ledger_row(now - days(20), now - days(19), visit).await.expect("a read");
+    assert!(rows > 0, "{rows}");
 
     let lease = store.lease(purge::NAME, holder, now).await.expect("a read").expect("a lease");
     let cutoffs = Cutoffs {

@@ -104,5 +104,13 @@ fn setup() -> Setup {
     let composer = Composer::new(from, None, None).expect("templates");
     let transports = vec![Transport::Memory(Memory::new())];
     let terms = Terms { fallback: None, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX };
-    Setup { schedule: settings.schedule, rules: rules::<Postgres>(), retention, composer, transports, terms }
+    Setup {
+        schedule: settings.schedule,
+        rules: rules::<Postgres>(),
+        retention,
+        composer,
+        transports,
+        terms,
+        http: None,
+    }
 }

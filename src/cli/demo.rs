@@ -66,7 +66,7 @@ fn server(text: &str) -> Result<config::Relay, String> {
 
 impl Demo {
     pub(super) async fn run(self) -> Outcome {
-        telemetry::init("warn");
+        telemetry::init("warn", config::LogFormat::Text);
         let directory = tempfile::Builder::new().prefix("lapsed-demo-").tempdir()?.keep();
         let mailbox = directory.join("Maildir");
         let url = format!("sqlite:{}", directory.join("lapsed.db").display());
@@ -138,6 +138,7 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             Some("https://example.org/t/{token_id}".into()),
         )?,
         transports: vec![transport],
+        http: None,
     })
 }
 

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Settings};
+use crate::http;
 use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
 use crate::jobs::guard::Guard;
@@ -37,8 +38,10 @@ pub struct Run {
 impl Run {
     pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
         let setup = setup(&store, &*clock, settings).await?;
-        tracing::info!(store = %settings.store.url, leads = ?setup.rules.policy.leads(), "the store is open");
+        let leads: Vec<String> = setup.rules.policy.leads().iter().map(Lead::to_string).collect();
+        tracing::info!(store = %settings.store.url, leads = leads.join(" "), "the store is open");
         if !self.once {
+            let setup = Setup { http: http::listen(settings.http.listen)?, ..setup };
             let stop = CancellationToken::new();
             service::stop_on_signals(&stop)?;
             service::run(store, clock, setup, stop).await?;
@@ -94,7 +97,7 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
     let guard = Guard::new(settings.guard.messages_per_hour, settings.guard.expired_per_hour);
     let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH, guard };
     let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
-    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms })
+    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms, http: None })
 }
 
 /// Which reminders the configuration asks for.

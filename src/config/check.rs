@@ -13,8 +13,8 @@ use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
 use super::{
-    Bounce, Guard, Limit, Log, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl, Transport,
-    parse_duration, smtp,
+    Bounce, Guard, Http, Limit, Log, LogFormat, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl,
+    Transport, parse_duration, smtp,
 };
 use crate::schedule::Cron;
 use crate::telemetry;
@@ -41,6 +41,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
     let mail = mail(r);
     let guard = guard(r);
     let retention = retention(r);
+    let http = http(r);
     let log = log(r);
     Ok(Settings {
         store: store?,
@@ -49,6 +50,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
         mail: mail?,
         guard: guard?,
         retention: retention?,
+        http: http?,
         log: log?,
     })
 }
@@ -171,9 +173,23 @@ fn retention(r: &mut Reader) -> Result<Retention, Reported> {
     Ok(Retention { reminders: reminders?, messages: messages?, ended_tokens: ended_tokens? })
 }
 
+fn http(r: &mut Reader) -> Result<Http, Reported> {
+    let listen = r.optional("http.listen", |text| {
+        let wrong = "must be an address and a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"";
+        text.parse().map_err(|_| wrong.to_owned())
+    });
+    Ok(Http { listen: listen? })
+}
+
 fn log(r: &mut Reader) -> Result<Log, Reported> {
     let level = r.required("log.level", |text| telemetry::validate(text).map(|()| text.to_owned()));
-    Ok(Log { level: level? })
+    let format = r.required("log.format", |text| match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        "journald" => Ok(LogFormat::Journald),
+        _ => Err("must be \"text\", \"json\" or \"journald\"".to_owned()),
+    });
+    Ok(Log { level: level?, format: format? })
 }
 
 fn lead_time(text: &str) -> Result<TimeDelta, String> {

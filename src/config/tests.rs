@@ -94,7 +94,8 @@ fn the_defaults_are_complete() {
         }
     );
     assert_eq!(settings.retention.messages, TimeDelta::days(90));
-    assert_eq!(settings.log.level, "info");
+    assert_eq!(settings.http.listen, None);
+    assert_eq!((settings.log.level.as_str(), settings.log.format), ("info", LogFormat::Text));
 }
 
 #[test]
@@ -196,8 +197,8 @@ fn unknown_keys_get_a_suggestion() {
     refused("[stroe]\nurl = \"sqlite:x\"\n", &["stroe.url", "did you mean store.url?"]);
     refused("lead_times = []\n", &["did you mean reminders.lead_times?"]);
     refused("[smtp]\nhost = \"x\"\n", &["did you mean mail.smtp.host?"]);
-    refused("[log]\nzzz = 1\n", &["the keys of [log] are log.level"]);
-    refused("[zzz]\n", &["zzz", "the sections are guard, log, mail, reminders"]);
+    refused("[log]\nzzz = 1\n", &["the keys of [log] are log.format, log.level"]);
+    refused("[zzz]\n", &["zzz", "the sections are guard, http, log, mail, reminders"]);
     refused("[store.url]\nx = 1\n", &["store.url.x", "did you mean store.url?"]);
     refused("\"mail.from\" = \"a@example.org\"\n", &["unknown key"]);
 }

@@ -24,14 +24,16 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use tokio::time::Instant;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
 use crate::mail::compose::{Alert, Composer, Letter};
+use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::store::outbox::{ClaimedMessage, MessageKind};
-use crate::store::planning::Facts;
+use crate::store::planning::{Facts, Reminded};
 use crate::store::{Result, Store};
 use crate::token::{Bucket, ContactId, MessageId};
 use attempt::Attempt;
@@ -91,6 +93,42 @@ impl std::ops::AddAssign for Delivered {
     }
 }
 
+/// What else a step did, for those who count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Details {
+    /// What became of reminders.
+    pub reminded: Reminded,
+    /// What mail servers answered, by class.
+    pub replies: Replies,
+}
+
+/// Answers of mail servers that decided about a message, or about letting us in. (A Maildir that takes a message counts
+/// as one that accepts it.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replies {
+    /// 2xx: a message was taken.
+    pub accepted: u64,
+    /// 4xx: not now.
+    pub temporary: u64,
+    /// 5xx: no.
+    pub permanent: u64,
+    /// No answer, or none that can be understood.
+    pub none: u64,
+}
+
+impl Replies {
+    fn add(&mut self, happened: &Happened) {
+        match happened {
+            Happened::Accepted { .. } => self.accepted += 1,
+            Happened::Refused { code: 500.., .. } => self.permanent += 1,
+            Happened::Refused { .. } => self.temporary += 1,
+            Happened::Broken { .. } | Happened::Unknown { .. } => self.none += 1,
+            // Nobody was asked.
+            Happened::LostLease | Happened::Unbuildable { .. } | Happened::Deserted { .. } => {}
+        }
+    }
+}
+
 /// By what delivery goes.
 #[derive(Clone, Debug)]
 pub struct Terms {
@@ -129,6 +167,8 @@ pub struct Deliverer<S, C> {
     told: Option<String>,
     /// The message that was refused at MAIL last, while none has got past it since.
     refused: Option<MessageId>,
+    /// What mail servers answered since somebody asked.
+    replies: Replies,
 }
 
 impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
@@ -150,6 +190,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             suspect: None,
             told: None,
             refused: None,
+            replies: Replies::default(),
             terms,
         }
     }
@@ -157,6 +198,11 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// Whether the mail server refuses everybody, so that messages wait without being tried.
     pub fn is_paused(&self) -> bool {
         self.pause.is_on()
+    }
+
+    /// What else has happened since this was asked last.
+    pub fn details(&mut self) -> Details {
+        Details { reminded: self.recording.take_reminded(), replies: std::mem::take(&mut self.replies) }
     }
 
     /// Records what has ended, and begins with as many messages as there are sessions for them. Waits for the store, and
@@ -259,8 +305,16 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     fn note(&mut self, told: Told) {
         match told {
             Told::Opened(Ok(())) => self.pause.opened(),
-            Told::Opened(Err(happened)) => self.refused_everybody(&happened.reply(), Refused::BeforeMail),
-            Told::Attempted(attempt) => self.ended.push(*attempt),
+            Told::Opened(Err(happened)) => {
+                self.replies.add(&happened);
+                self.refused_everybody(&happened.reply(), Refused::BeforeMail);
+            }
+            Told::Attempted(attempt) => {
+                if let Some(happened) = &attempt.happened {
+                    self.replies.add(happened);
+                }
+                self.ended.push(*attempt);
+            }
         }
     }
 
@@ -383,9 +437,10 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         let Some(mut transport) = self.sessions.take() else { return };
         self.pace.spend(Instant::now());
         let (store, clock, composer) = (self.store.clone(), self.clock.clone(), self.composer.clone());
-        self.sessions.spawn(async move {
+        let attempted = async move {
             attempt.send(letter, &store, &clock, &composer, &mut transport).await;
             Ended::Attempted(transport, Box::new(attempt))
-        });
+        };
+        self.sessions.spawn(attempted.in_current_span());
     }
 }

@@ -110,7 +110,10 @@ async fn write<S: Store>(
         wanted => rules.guard.may_open(store, wanted, now).await?,
     };
     let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold, may_open };
-    let written = store.expire(lease, decided, reached).await?;
+    let mut written = store.expire(lease, decided, reached).await?;
+    // Where an edit came in between, fewer were marked than are on the page, and the numbers are those of its neighbours.
+    let marked = usize::try_from(written.tokens).unwrap_or(usize::MAX);
+    written.lags = page.iter().take(marked).map(|token| now - token.deadline.expires_at).collect();
     guard::report(&written);
     Ok(written)
 }

@@ -52,6 +52,17 @@ pub fn one_line(text: &str, max: usize) -> String {
     line
 }
 
+/// A mail server's words for the log, which holds no addresses: what has an `@` within is left out.
+///
+/// ```
+/// use lapsed::mail::clean::without_addresses;
+/// assert_eq!(without_addresses("5.1.8 <ops@example.org>: sender rejected"), "5.1.8 [address] sender rejected");
+/// ```
+pub fn without_addresses(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').map(|word| if word.contains('@') { "[address]" } else { word }).collect();
+    words.join(" ")
+}
+
 /// [`one_line`] for a header, where `=?utf-8?q?=0D=0A?=` would be read as the characters that it encodes (RFC 2047): the
 /// start of such a word is broken.
 ///

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::config;
+use crate::mail::clean::without_addresses;
 
 use super::compose::Composed;
 use super::outcome::{Happened, Phase};
@@ -181,7 +182,7 @@ impl Smtp {
         };
         self.relays.tried(at, result.is_ok(), Instant::now());
         if let (Err(happened), true) = (&result, self.options.relays.len() > 1) {
-            tracing::warn!(%relay, reply = happened.reply(), "a mail server is out of reach");
+            tracing::warn!(%relay, reply = without_addresses(&happened.reply()), "a mail server is out of reach");
         }
         let (connection, offers) = result?;
         Ok(Session::new(connection, offers, at))

@@ -9,17 +9,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::Watch;
 use super::steady::{Steady, Waits};
 use super::supervisor::Pulse;
 use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::health::RECONCILE;
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
 use crate::schedule::Cron;
 use crate::store::jobs::Lease;
 use crate::store::{Error, Result, Store};
-
-/// The name under which reconcile passes are recorded.
-const RECONCILE: &str = "reconcile";
 
 /// A job that one process does at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +56,11 @@ impl Tally {
         self.0.iter().all(|(_, count)| *count == 0)
     }
 
+    /// A count that is not 0.
+    fn some(&self, name: &str) -> Option<u64> {
+        Some(self.get(name)).filter(|count| *count > 0)
+    }
+
     fn get(&self, name: &str) -> u64 {
         self.0.iter().find(|(known, _)| *known == name).map_or(0, |(_, count)| *count)
     }
@@ -90,6 +94,8 @@ pub(super) struct Planner<S> {
     pub(super) stop: CancellationToken,
     /// Whether the clock can be believed; shared by the jobs.
     pub(super) steady: Arc<Mutex<Steady>>,
+    /// Told what passes did and how they ended.
+    pub(super) watch: Watch,
 }
 
 /// The names under which a tally counts what guards kept back.
@@ -117,9 +123,8 @@ impl<S: Store> Planner<S> {
     /// One pass now, and one whenever woken, until stopped.
     pub(super) async fn run(self, task: Task, wake: Arc<Notify>) {
         while !self.stop.is_cancelled() {
-            let span = tracing::info_span!("pass", job = task.name());
             self.pulse.works();
-            if let Err(error) = self.pass(task).instrument(span).await {
+            if let Err(error) = self.pass(task).await {
                 report_error(task.name(), &error);
             }
             self.pulse.rests();
@@ -129,6 +134,10 @@ impl<S: Store> Planner<S> {
 
     /// One pass; `None` while another process is at it.
     pub(super) async fn pass(&self, task: Task) -> Result<Option<Tally>> {
+        self.pass_in_span(task).instrument(tracing::info_span!("pass", job = task.name())).await
+    }
+
+    async fn pass_in_span(&self, task: Task) -> Result<Option<Tally>> {
         let started = Instant::now();
         let mut tally = Tally::default();
         let Some(lease) = self.store.lease(task.name(), self.holder, self.clock.now()).await? else {
@@ -149,11 +158,24 @@ impl<S: Store> Planner<S> {
         let finished = self.store.finish(&lease, self.clock.now(), outcome).await;
         result?;
         finished?;
+        self.watch.health.succeeded(task.name(), self.clock.now());
+        self.watch.metrics.pass(task.name(), started.elapsed());
         let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         if tally.is_nothing() {
             tracing::debug!(millis, "nothing was due");
         } else {
-            tracing::info!(millis, %report, "pass finished");
+            tracing::info!(
+                millis,
+                expired = tally.some("tokens expired"),
+                revived = tally.some("tokens active again"),
+                reminders = tally.some("reminders"),
+                settled = tally.some("settled"),
+                held = tally.some(HELD),
+                purged_reminders = tally.some("reminders purged"),
+                purged_messages = tally.some("messages purged"),
+                purged_tokens = tally.some("tokens purged"),
+                "pass finished"
+            );
         }
         Ok(Some(tally))
     }
@@ -176,7 +198,9 @@ impl<S: Store> Planner<S> {
         while !self.stop.is_cancelled() {
             self.pulse.works();
             let opened = tally.get("reminders");
-            if !self.step(task, lease, self.clock.now(), tally).await? {
+            let more = self.step(task, lease, self.clock.now(), tally).await?;
+            self.watch.health.got_on(task.name(), self.clock.now());
+            if !more {
                 break;
             }
             if tally.get("reminders") > opened {
@@ -202,11 +226,13 @@ impl<S: Store> Planner<S> {
                 let Outcome { did, more } = expire::step(&self.store, lease, &self.rules, now).await?;
                 tally.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
                 tally.add([(HELD, did.held), (WAITS, u64::from(did.waits))]);
+                self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Remind => {
                 let Outcome { did, more } = remind::step(&self.store, lease, &self.rules, now).await?;
                 tally.add([("reminders", did.pending), ("settled", did.settled), (HELD, did.held)]);
+                self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Purge => {
@@ -243,7 +269,9 @@ impl<S: Store> Planner<S> {
         }
         let Some(own) = self.store.lease(RECONCILE, self.holder, now).await? else { return Ok(()) };
         remind::reconcile(&self.store, lease, now).await?;
-        self.store.finish(&own, now, Ok("started over")).await
+        self.store.finish(&own, now, Ok("started over")).await?;
+        self.watch.health.succeeded(RECONCILE, now);
+        Ok(())
     }
 }
 

@@ -12,10 +12,14 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::http::Hangs;
 use crate::store::{self, Store};
 
 /// How often the status is told anew.
 const TELL: Duration = Duration::from_secs(30);
+
+/// For how long a job is at one step that hangs, where no supervisor says: the `WatchdogSec=` of our unit.
+const HANGS: Duration = Duration::from_secs(600);
 
 /// How many mails that are due are counted at most: more are "more than".
 const COUNTED: u32 = 1_000;
@@ -61,6 +65,12 @@ impl Pulse {
 /// The job that has been at one step for longer than that.
 fn stuck(pulses: &[Arc<Pulse>], limit: Duration, now: Instant) -> Option<&'static str> {
     pulses.iter().find(|pulse| pulse.busy(now) > limit).map(|pulse| pulse.job)
+}
+
+/// Tells which job hangs, by the watchdog's interval or that of our unit.
+pub(super) fn hangs(pulses: Vec<Arc<Pulse>>) -> Hangs {
+    let limit = sd_notify::watchdog_enabled().unwrap_or(HANGS);
+    Box::new(move || stuck(&pulses, limit, Instant::now()))
 }
 
 /// Feeds the supervisor's watchdog, where it has one, as long as no job has been at one step for longer than the watchdog's

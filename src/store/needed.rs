@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 use super::accounts::ReminderState;
-use super::planning::NewReminder;
+use super::planning::{NewReminder, Reminded};
 use crate::clock::Timestamp;
+use crate::policy::Lead;
 use crate::token::ContactId;
 
 /// The contacts that need a message, each once.
@@ -17,16 +18,25 @@ pub(super) struct Needed {
     pub(super) escalations: Vec<ContactId>,
     /// How many reminders are to be sent.
     pub(super) pending: u64,
+    /// All that were written.
+    pub(super) reminded: Reminded,
 }
 
 impl Needed {
-    /// By what was decided, and what of it is new to the ledger: contact, state, and whether it is escalated.
-    pub(super) fn new(decided: &[NewReminder], inserted: &[(Uuid, String, bool)]) -> Self {
+    /// By what was decided, and what of it is new to the ledger: contact, state, whether it is escalated, and its lead.
+    pub(super) fn new(decided: &[NewReminder], inserted: &[(Uuid, String, bool, i64)]) -> Self {
         let new: Vec<(Uuid, bool)> = inserted
             .iter()
-            .filter(|(_, state, _)| state == ReminderState::Pending.as_str())
-            .map(|(contact, _, escalation)| (*contact, *escalation))
+            .filter(|(_, state, ..)| state == ReminderState::Pending.as_str())
+            .map(|(contact, _, escalation, _)| (*contact, *escalation))
             .collect();
+        let mut reminded = Reminded::default();
+        for (_, state, _, lead) in inserted {
+            // It was written a moment ago, by its word.
+            if let Ok(state) = state.parse() {
+                reminded.add(Lead::from_seconds(*lead), state);
+            }
+        }
         let pending = new.len() as u64;
         let mut left: HashSet<(Uuid, bool)> = new.into_iter().collect();
         let mut of = |escalation: bool| -> Vec<ContactId> {
@@ -34,7 +44,7 @@ impl Needed {
             contacts.filter(|contact| left.remove(&(contact.uuid(), escalation))).collect()
         };
         let (reminders, escalations) = (of(false), of(true));
-        Self { reminders, escalations, pending }
+        Self { reminders, escalations, pending, reminded }
     }
 
     /// The contacts whose message would be one too many, where so many may be opened and these have one already.

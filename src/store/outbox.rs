@@ -183,6 +183,21 @@ pub struct Record {
     pub escalations: Vec<NewReminder>,
 }
 
+/// The messages that wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Collect what becomes due, or are about to be claimed.
+    pub open: u64,
+    /// Kept back by a guard.
+    pub held: u64,
+    /// Claimed.
+    pub sending: u64,
+    /// To be tried again.
+    pub retry: u64,
+    /// When the oldest of them was opened.
+    pub oldest: Option<Timestamp>,
+}
+
 /// How many messages there are in a state.
 pub type MessageCount = (MessageState, u64);
 
@@ -304,6 +319,11 @@ pub(super) const FALLBACK: &str = "SELECT c.contact_id \
 pub(super) const OLDEST_WAITING: &str =
     "SELECT MIN(created_at) FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
 
+/// The messages that can be claimed sooner or later, by state: all of the index `messages_queue`, and nothing else.
+pub(super) const WAITING: &str = "SELECT state, COUNT(*), MIN(created_at) FROM messages \
+     WHERE bucket BETWEEN 0 AND 255 AND state IN ('open', 'retry', 'sending') \
+     GROUP BY state";
+
 /// How many messages can be claimed now, up to a limit: a part of the index `messages_queue`, which has those that wait.
 pub(super) const MAILS_DUE: &str = "SELECT COUNT(*) FROM ( \
          SELECT 1 AS due FROM messages \
@@ -319,6 +339,24 @@ pub(super) const LAST_SENT: &str = "SELECT finished_at FROM messages \
 
 /// How many messages there are, by state.
 pub(super) const MESSAGE_COUNTS: &str = "SELECT state, COUNT(*) FROM messages GROUP BY state ORDER BY state";
+
+impl Waiting {
+    /// Adds up what the rows of [`WAITING`] say.
+    pub(super) fn from_rows(rows: impl IntoIterator<Item = (String, i64, Option<Timestamp>)>) -> Self {
+        let mut waiting = Self::default();
+        for (state, count, oldest) in rows {
+            let count = count.unsigned_abs();
+            match state.parse() {
+                Ok(MessageState::Open) => waiting.open = count,
+                Ok(MessageState::Sending) => waiting.sending = count,
+                Ok(MessageState::Retry) => waiting.retry = count,
+                _ => continue,
+            }
+            waiting.oldest = [waiting.oldest, oldest].into_iter().flatten().min();
+        }
+        waiting
+    }
+}
 
 impl Queue {
     /// Sorts the earliest instants of the buckets into what is due and what comes next.

@@ -2,7 +2,7 @@
 //!
 //! Engine code that reads tokens stands behind this trait and nowhere else.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 
 use chrono::TimeDelta;
@@ -97,8 +97,32 @@ pub struct Decided<'a> {
     pub may_open: Option<u64>,
 }
 
+/// How many reminders, by lead and by what has become of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reminded(BTreeMap<(Lead, ReminderState), u64>);
+
+impl Reminded {
+    /// Counts one more.
+    pub fn add(&mut self, lead: Lead, state: ReminderState) {
+        *self.0.entry((lead, state)).or_default() += 1;
+    }
+
+    /// Each lead and state with its number.
+    pub fn iter(&self) -> impl Iterator<Item = (Lead, ReminderState, u64)> {
+        self.0.iter().map(|((lead, state), count)| (*lead, *state, *count))
+    }
+}
+
+impl std::ops::AddAssign for Reminded {
+    fn add_assign(&mut self, other: Self) {
+        for (key, count) in other.0 {
+            *self.0.entry(key).or_default() += count;
+        }
+    }
+}
+
 /// What became of what a planning step decided.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Written {
     /// Tokens that changed.
     pub tokens: u64,
@@ -112,6 +136,10 @@ pub struct Written {
     pub held: u64,
     /// Tokens past their deadline wait, because more would be marked expired than the guard allows in an hour.
     pub waits: bool,
+    /// The reminders that were written.
+    pub reminded: Reminded,
+    /// How long after its deadline each token was marked as expired.
+    pub lags: Vec<TimeDelta>,
 }
 
 /// What jobs did within a span of time, by the minute.

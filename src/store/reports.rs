@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 
 use super::Result;
 use super::accounts::ReminderState;
+use super::outbox::Waiting;
 use crate::clock::Timestamp;
 use crate::policy::Lead;
-use crate::token::TokenId;
+use crate::token::{Token, TokenId};
 
 /// A row of the ledger, as reports need it.
 #[derive(Clone, Debug)]
@@ -28,8 +29,33 @@ pub struct LedgerRow {
     pub settled_at: Option<Timestamp>,
 }
 
-/// Reading the ledger.
+/// What reports and metrics ask.
 pub trait Reports {
+    /// The messages that wait, without those that are held: [`Planning::held`](super::Planning::held) tells of these. Costs
+    /// what waits, not what exists.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn waiting(&self) -> impl Future<Output = Result<Waiting>> + Send;
+
+    /// How many contacts get no mail. Counts them all: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn suppressed_count(&self) -> impl Future<Output = Result<u64>> + Send;
+
+    /// Hands the tokens that are marked as expired and were not replaced, whose deadline lies after `since` and not after
+    /// `until`, to `visit`, one by one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn each_expired(
+        &self,
+        since: Timestamp,
+        until: Timestamp,
+        visit: impl FnMut(Token) + Send,
+    ) -> impl Future<Output = Result<()>> + Send;
+
     /// Hands what was written about deadlines after `since`, up to `until`, to `visit`, one by one, until it says stop.
     ///
     /// # Errors
@@ -46,6 +72,44 @@ pub trait Reports {
 macro_rules! report_operations {
     ($store:ty) => {
         impl Reports for $store {
+            async fn waiting(&self) -> Result<Waiting> {
+                let mut tx = self.begin_long_read().await?;
+                let rows: Vec<(String, i64, Option<At>)> = sqlx::query_as(WAITING).fetch_all(&mut *tx).await?;
+                let rows = rows.into_iter().map(|(state, count, oldest)| (state, count, oldest.map(|at| at.0)));
+                Ok(Waiting::from_rows(rows))
+            }
+
+            async fn suppressed_count(&self) -> Result<u64> {
+                let mut tx = self.begin_long_read().await?;
+                let (count,): (i64,) = sqlx::query_as("SELECT COUNT(suppressed_at) FROM contacts")
+                    .fetch_one(&mut *tx)
+                    .await?;
+                Ok(count.unsigned_abs())
+            }
+
+            async fn each_expired(
+                &self,
+                since: Timestamp,
+                until: Timestamp,
+                mut visit: impl FnMut(Token) + Send,
+            ) -> Result<()> {
+                let mut tx = self.begin_long_read().await?;
+                // Index tokens_ended: an expired token ended at its deadline.
+                let mut rows = sqlx::query_as::<_, TokenRow>(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    " FROM tokens t \
+                     WHERE t.ended_at > $1 AND t.ended_at <= $2 AND t.status = 'expired' AND t.replaced_by IS NULL"
+                ))
+                .bind(At(since))
+                .bind(At(until))
+                .fetch(&mut *tx);
+                while let Some(row) = rows.try_next().await? {
+                    visit(row.try_into()?);
+                }
+                Ok(())
+            }
+
             async fn each_ledger_row(
                 &self,
                 since: Timestamp,

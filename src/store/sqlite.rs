@@ -32,7 +32,7 @@ use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
-use super::outbox::{MessageKind, MessageState};
+use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
 use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,

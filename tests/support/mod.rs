@@ -60,7 +60,7 @@ impl fmt::Debug for Stored {
 ///
 /// # Panics
 /// When it is unset, saying what to run.
-fn from_environment(name: &str, provides: &str) -> String {
+pub fn from_environment(name: &str, provides: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run tests/run, which {provides}"))
 }
 

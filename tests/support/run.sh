@@ -47,6 +47,17 @@ find_smtp_sink() {
     done
 }
 
+# Prints the path of a python3 that reads metrics as Prometheus does, if there is one.
+find_python() {
+    local path
+    for path in "${LAPSED_TEST_PYTHON:-}" "$(command -v python3 || true)" /usr/bin/python3; do
+        if [[ -x $path ]] && "$path" -c 'import prometheus_client.openmetrics.parser' 2>/dev/null; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+}
+
 # Stops the PostgreSQL that was started here. SIGQUIT is the immediate shutdown: the data is thrown away, so nothing
 # needs to be written.
 stop_postgres() {

@@ -58,6 +58,22 @@ fn log_levels_are_checked() {
 }
 
 #[test]
+fn http_listens_at_an_address_and_a_port() {
+    for wrong in ["9464", "localhost:9464", "127.0.0.1", "http://127.0.0.1:9464"] {
+        refused(&format!("[http]\nlisten = {wrong:?}\n"), &["http.listen", "\"127.0.0.1:9464\" or \"[::1]:9464\""]);
+    }
+    let at = |text: &str| load(&format!("[http]\nlisten = {text:?}\n")).http.listen;
+    assert_eq!(at("[::1]:9464"), Some("[::1]:9464".parse().expect("an address")));
+    assert_eq!(at(""), None);
+}
+
+#[test]
+fn log_formats_are_named() {
+    refused("[log]\nformat = \"yaml\"\n", &["log.format = \"yaml\"", "\"text\", \"json\" or \"journald\""]);
+    assert_eq!(load("[log]\nformat = \"journald\"\n").log.format, LogFormat::Journald);
+}
+
+#[test]
 fn a_maildir_needs_its_path() {
     refused(
         "[mail]\ntransport = \"maildir\"\n",

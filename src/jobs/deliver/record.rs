@@ -7,6 +7,7 @@ use super::pause::Refused;
 use super::{Deliverer, NAME};
 use crate::clock::Clock;
 use crate::escalation::{Carried, escalations};
+use crate::mail::clean::without_addresses;
 use crate::mail::outcome::{Next, Tried, decide};
 use crate::policy::Reason;
 use crate::store::accounts::ReminderState;
@@ -28,7 +29,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             match self.outcome(&attempt, another_refused).await? {
                 Some(record) => by_bucket.entry(bucket).or_default().push((attempt, record)),
                 None => {
-                    tracing::warn!(message = %attempt.message.id, "lost the lease on a message before it was handed over");
+                    tracing::warn!(message_id = %attempt.message.id, "lost the lease on a message before it was handed over");
                     lost += 1;
                 }
             }
@@ -155,6 +156,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// The server refuses everybody; or one session more, where it has let others in.
     pub(super) fn refused_everybody(&mut self, reply: &str, refused: Refused) {
         let now = self.clock.now();
+        let reply = &without_addresses(reply);
         if refused == Refused::BeforeMail && self.sessions.any_open() {
             if let Some(until) = self.pause.refused_one_more(now) {
                 tracing::warn!(reply, retry_at = %until, "the mail server takes no further session");

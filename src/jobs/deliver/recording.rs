@@ -3,15 +3,18 @@
 //! One set of messages at a time: what ends meanwhile is recorded together, which costs hardly more than one. Dropping
 //! [`Recording`] drops the task; what it had not recorded is then sent again.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use super::Delivered;
 use super::attempt::Attempt;
 use crate::clock::Clock;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Delivery, Record};
+use crate::store::planning::Reminded;
 use crate::store::{Result, Store};
 
 /// Attempts of one bucket, and what to record of each.
@@ -23,6 +26,8 @@ pub(super) struct Recording {
     under_way: JoinSet<Result<Delivered>>,
     messages: usize,
     done: Option<Result<Delivered>>,
+    /// What became of reminders, since somebody asked.
+    reminded: Arc<Mutex<Reminded>>,
 }
 
 impl Recording {
@@ -40,8 +45,8 @@ impl Recording {
     pub(super) fn begin<S: Store, C: Clock>(&mut self, store: S, clock: C, buckets: Vec<Outcomes>, lost: u64) {
         self.messages = buckets.iter().map(Vec::len).sum();
         let mut did = Delivered { lost, ..Delivered::default() };
-        self.under_way.spawn(async move {
-            let recorder = Recorder { store, clock };
+        let recorder = Recorder { store, clock, reminded: self.reminded.clone() };
+        let record = async move {
             let mut result = Ok(());
             for outcomes in &buckets {
                 // What the store refuses of one bucket must not keep the others from being recorded.
@@ -51,7 +56,13 @@ impl Recording {
                 }
             }
             result.map(|()| did)
-        });
+        };
+        self.under_way.spawn(record.in_current_span());
+    }
+
+    /// What became of reminders since this was asked last.
+    pub(super) fn take_reminded(&self) -> Reminded {
+        std::mem::take(&mut self.reminded.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until the messages are recorded; pending for ever when there are none. Nothing is lost when it is dropped.
@@ -82,9 +93,20 @@ impl Recording {
 struct Recorder<S, C> {
     store: S,
     clock: C,
+    reminded: Arc<Mutex<Reminded>>,
 }
 
 impl<S: Store, C: Clock> Recorder<S, C> {
+    /// Tells the log what became of a message, and counts it and its reminders.
+    fn report(&self, message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivered {
+        if recorded {
+            let mut reminded = self.reminded.lock().unwrap_or_else(PoisonError::into_inner);
+            record.settled.iter().for_each(|settled| reminded.add(settled.claimed.lead, settled.state));
+            record.escalations.iter().for_each(|escalated| reminded.add(escalated.lead, escalated.state));
+        }
+        report(message, record, recorded)
+    }
+
     /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its
     /// own: one that cannot be recorded must not make the others be sent again.
     async fn record_all(&self, outcomes: &[(Attempt, Record)]) -> Result<Delivered> {
@@ -92,7 +114,7 @@ impl<S: Store, C: Clock> Recorder<S, C> {
         match self.store_outcomes(outcomes).await {
             Ok(recorded) => {
                 for ((attempt, record), recorded) in outcomes.iter().zip(recorded) {
-                    did += report(&attempt.message, record, recorded);
+                    did += self.report(&attempt.message, record, recorded);
                 }
                 Ok(did)
             }
@@ -102,7 +124,7 @@ impl<S: Store, C: Clock> Recorder<S, C> {
                 for outcome in outcomes.chunks(1) {
                     match self.store_outcomes(outcome).await {
                         Ok(recorded) => {
-                            did += report(&outcome[0].0.message, &outcome[0].1, recorded.first() == Some(&true));
+                            did += self.report(&outcome[0].0.message, &outcome[0].1, recorded.first() == Some(&true));
                         }
                         Err(error) => result = Err(error),
                     }
@@ -136,26 +158,26 @@ fn report(message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivere
     let reminders = record.settled.iter().filter(|settled| settled.state == ReminderState::Sent).count();
     let mut did = Delivered::default();
     if !recorded {
-        tracing::warn!(message = %id, "another process took this message over: it may arrive twice");
+        tracing::warn!(message_id = %id, "another process took this message over: it may arrive twice");
         did.lost = 1;
         return did;
     }
     match &record.delivery {
         Delivery::Sent(_) => {
-            tracing::info!(message = %id, reminders, attempt = message.attempts + 1, "sent a message");
+            tracing::info!(message_id = %id, reminders, attempt = message.attempts + 1, "sent a message");
             did.sent = 1;
         }
         Delivery::Retry { at, counts, unknown, .. } => {
-            tracing::info!(message = %id, retry_at = %at, counts, unknown, "a message will be tried again");
+            tracing::info!(message_id = %id, retry_at = %at, counts, unknown, "a message will be tried again");
             did.retried = 1;
             did.unknown = u64::from(*unknown);
         }
         Delivery::Failed(_) => {
-            tracing::warn!(message = %id, contact = %message.contact.id, "gave a message up");
+            tracing::warn!(message_id = %id, contact = %message.contact.id, "gave a message up");
             did.failed = 1;
         }
         Delivery::Cancelled => {
-            tracing::info!(message = %id, "a message had nothing left to say");
+            tracing::info!(message_id = %id, "a message had nothing left to say");
             did.cancelled = 1;
         }
     }

@@ -24,7 +24,7 @@ pub(super) async fn write_reminders(
     if reminders.is_empty() {
         return Ok(Written::default());
     }
-    let inserted: Vec<(Uuid, String, bool)> = sqlx::query_as(
+    let inserted: Vec<(Uuid, String, bool, i64)> = sqlx::query_as(
         "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
          SELECT n.bucket, n.token_id, n.generation, n.lead, n.contact_id, n.deadline, n.state, n.reason, n.escalation, \
@@ -33,7 +33,7 @@ pub(super) async fn write_reminders(
                      $7::text[], $8::text[], $9::boolean[]) \
              AS n (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation) \
          ON CONFLICT DO NOTHING \
-         RETURNING contact_id, state, escalation",
+         RETURNING contact_id, state, escalation, lead",
     )
     .bind(reminders.iter().map(|r| r.bucket().column()).collect::<Vec<_>>())
     .bind(reminders.iter().map(|r| r.token.uuid()).collect::<Vec<_>>())
@@ -49,7 +49,8 @@ pub(super) async fn write_reminders(
     .await?;
 
     let needed = Needed::new(reminders, &inserted);
-    let mut written = Written { pending: needed.pending, ..Written::default() };
+    let reminded = needed.reminded.clone();
+    let mut written = Written { pending: needed.pending, reminded, ..Written::default() };
     written.settled = inserted.len() as u64 - written.pending;
     let held = match may_open {
         Some(most) if needed.reminders.len() as u64 > most => {

@@ -123,7 +123,7 @@ pub(in crate::store) fn claimed(
         match read {
             Ok(message) => result.messages.push(message),
             Err(error) => {
-                tracing::error!(message = %id, %error, "gave up a message that cannot be read");
+                tracing::error!(message_id = %id, %error, "gave up a message that cannot be read");
                 result.broken.push(BrokenMessage { id, problem: error.to_string(), reminders });
             }
         }

@@ -38,7 +38,7 @@ pub(super) async fn write_reminders(
             i32::from(r.escalation),
         )
     }));
-    let inserted: Vec<(Uuid, String, bool)> = sqlx::query_as(
+    let inserted: Vec<(Uuid, String, bool, i64)> = sqlx::query_as(
         "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
          SELECT n.value ->> 0, UNHEX(n.value ->> 1), n.value ->> 2, n.value ->> 3, UNHEX(n.value ->> 4), \
@@ -47,7 +47,7 @@ pub(super) async fn write_reminders(
          FROM json_each($1) AS n \
          WHERE TRUE \
          ON CONFLICT DO NOTHING \
-         RETURNING contact_id, state, escalation",
+         RETURNING contact_id, state, escalation, lead",
     )
     .bind(rows)
     .bind(At(now))
@@ -55,7 +55,8 @@ pub(super) async fn write_reminders(
     .await?;
 
     let needed = Needed::new(reminders, &inserted);
-    let mut written = Written { pending: needed.pending, ..Written::default() };
+    let reminded = needed.reminded.clone();
+    let mut written = Written { pending: needed.pending, reminded, ..Written::default() };
     written.settled = inserted.len() as u64 - written.pending;
     let held = match may_open {
         Some(most) if needed.reminders.len() as u64 > most => {
