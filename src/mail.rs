@@ -8,6 +8,7 @@
 //!   that cannot be reached is found out before a message is touched, that whoever lost a message's lease does not send
 //!   it, and that a future that was dropped half-way leaves no session behind that could answer for the wrong message.
 //! - [`outcome`]: one pure function from what happened to what now, and one for what is heard of it later.
+//! - [`domain`]: whether a sender's domain takes what comes back.
 //! - [`return_path`]: the address where a message's bounces come back to. [`dsn`]: reads them.
 //!
 //! Nothing here knows the store. A crash at any point leaves at worst a mail that the server took and nobody recorded: it
@@ -22,6 +23,7 @@ pub mod dsn;
 pub mod outcome;
 pub mod maildir;
 pub mod smtp;
+pub mod domain;
 pub mod transport;
 
 pub use compose::{ComposeError, Composed, Composer, Item, Letter};

@@ -15,6 +15,7 @@ pub mod bounces;
 mod common;
 mod common_messages;
 mod error;
+mod indexes;
 pub mod imports;
 pub mod jobs;
 pub mod messages;
@@ -35,6 +36,7 @@ pub use accounts::Accounts;
 pub use bounces::Bounces;
 pub use error::Error;
 pub use imports::Imports;
+pub use indexes::Indexes;
 pub use jobs::Jobs;
 pub use messages::Messages;
 pub use outbox::Outbox;
@@ -67,6 +69,12 @@ pub trait Store:
     /// # Errors
     /// When the store cannot be asked.
     fn description(&self) -> impl Future<Output = Result<String>> + Send;
+
+    /// Whether the indexes are there that the jobs rely on, and are used.
+    ///
+    /// # Errors
+    /// When the store cannot be asked.
+    fn indexes(&self) -> impl Future<Output = Result<Indexes>> + Send;
 
     /// Closes all connections.
     fn close(&self) -> impl Future<Output = ()> + Send;

@@ -874,7 +874,7 @@ fn a_check_says_what_the_daemon_would_miss() {
     let found: Vec<(String, String)> =
         ran.stdout.lines().skip(1).map(|line| (cells(line)[0].to_owned(), cells(line)[1].to_owned())).collect();
     let of = |what: &str| found.iter().find(|(name, _)| name == what).map(|(_, result)| result.as_str());
-    for what in ["configuration", "database", "clock", "templates", "mail"] {
+    for what in ["configuration", "database", "indexes", "clock", "templates", "mail"] {
         assert_eq!(of(what), Some("ok"), "{ran}");
     }
     assert_eq!(of("fallback"), Some("failed"), "nobody would hear: {ran}");
@@ -898,6 +898,7 @@ fn a_check_says_what_the_daemon_would_miss() {
     assert_eq!(failed.len(), 1, "{ran}");
     assert_eq!(failed[0]["check"], "mail");
     assert!(failed[0]["details"].as_str().is_some_and(|details| details.contains("see [mail.smtp]")), "{ran}");
+    assert!(ran.stdout.contains("not looked up: example.org is for examples"), "{ran}");
 }
 
 #[test]

@@ -387,6 +387,28 @@ async fn a_job_that_is_overdue_and_a_store_that_is_gone_are_not_ready<B: Backend
     serving.await.expect("no panic");
 }
 
+/// By the names of the migrations, which the partitioned variant of the tests does not keep.
+#[tokio::test]
+async fn an_index_that_is_gone_is_told_of() {
+    an_index_that_is_gone_is_told::<OnSqlite>().await;
+    an_index_that_is_gone_is_told::<OnPostgres>().await;
+}
+
+async fn an_index_that_is_gone_is_told<B: Backend>() {
+    let world = World::<B>::new().await;
+    let indexes = world.store.indexes().await.expect("a read");
+    assert!(indexes.good > 15, "{indexes:?}");
+    assert_eq!((indexes.missing.len(), indexes.unused.len()), (0, 0), "{indexes:?}");
+    for index in ["messages_queue", "tokens_deadline"] {
+        world.backend.execute(&format!("DROP INDEX {index}")).await;
+    }
+    let gone = world.store.indexes().await.expect("a read");
+    assert_eq!(
+        (gone.good, gone.missing),
+        (indexes.good - 2, vec!["messages_queue".to_owned(), "tokens_deadline".to_owned()])
+    );
+}
+
 #[tokio::test]
 async fn a_job_that_hangs_is_not_healthy() {
     let world = World::<OnSqlite>::new().await;

@@ -10,10 +10,11 @@ use super::{Failure, Outcome};
 use crate::clock::SystemClock;
 use crate::config::{Settings, Transport};
 use crate::mail::compose::Composer;
+use crate::mail::domain::{self, Found};
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
 use crate::mail::transport;
-use crate::store::{self, Postgres, Sqlite, Store};
+use crate::store::{self, Indexes, Postgres, Sqlite, Store};
 
 /// How long a server may take to show that it is there: less than mail may take, so that somebody can wait for it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -68,8 +69,23 @@ async fn database<S: Store>(opened: store::Result<S>, settings: &Settings, findi
         }
     };
     findings.push(("database", store.description().await.map_err(|error| error.to_string())));
+    findings.push(("indexes", indexes(&store).await));
     findings.push(("clock", clock(&store).await));
     store.close().await;
+}
+
+async fn indexes<S: Store>(store: &S) -> Result<String, String> {
+    let Indexes { good, missing, unused } = store.indexes().await.map_err(|error| error.to_string())?;
+    if !missing.is_empty() {
+        return Err(format!(
+            "{} cannot be used: restore a backup, or make it again as the migrations in the source do",
+            missing.join(", ")
+        ));
+    }
+    if !unused.is_empty() {
+        return Err(format!("the database's planner does not use {}: run ANALYZE, and try again", unused.join(", ")));
+    }
+    Ok(format!("all {good} are there; passes find what is due by them"))
 }
 
 async fn clock<S: Store>(store: &S) -> Result<String, String> {
@@ -86,6 +102,23 @@ async fn clock<S: Store>(store: &S) -> Result<String, String> {
         ));
     }
     Ok(format!("the database's counts; this host's differs by {seconds} s"))
+}
+
+/// Whether answers and bounces reach a sender's domain. What cannot be looked up here is no mistake.
+async fn sender(domain: &str) -> Result<String, String> {
+    let ascii = idna::domain_to_ascii(domain).map_err(|_| format!("{domain} is not a domain name; see mail.from"))?;
+    match domain::look_up(&ascii, &domain::name_servers()).await {
+        Found::Takes { at, says_who: true } => {
+            Ok(format!("{domain} takes mail at {at}, and says who may send for it (SPF)"))
+        }
+        Found::Takes { at, says_who: false } => Ok(format!(
+            "{domain} takes mail at {at}; it does not say who may send for it (SPF), and some servers refuse such mail"
+        )),
+        Found::Reserved => Ok(format!("not looked up: {domain} is for examples, and nobody gets its mail")),
+        Found::Unknown(why) => Ok(format!("{domain} cannot be looked up here: {why}")),
+        Found::TakesNone => Err(format!("{domain} takes no mail: answers and bounces are lost; see mail.from")),
+        Found::Missing => Err(format!("there is no domain {domain}: servers refuse mail from it; see mail.from")),
+    }
 }
 
 async fn mail(settings: &Settings) -> Vec<Finding> {
@@ -118,5 +151,15 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
         Some(_) => Ok("is told of what nobody else could be told".to_owned()),
         None => Err("nobody hears of what could not be delivered: set mail.fallback_to".to_owned()),
     };
-    vec![("templates", templates), ("mail", way), ("fallback", fallback)]
+    let mut findings = vec![("templates", templates), ("mail", way)];
+    if matches!(transport, Transport::Smtp(_)) {
+        let senders = [Some(&from.email), mail.bounce.as_ref().map(|bounce| &bounce.mailbox)];
+        let mut domains: Vec<&str> = senders.into_iter().flatten().map(lettre::Address::domain).collect();
+        domains.dedup();
+        for domain in domains {
+            findings.push(("domain", sender(domain).await));
+        }
+    }
+    findings.push(("fallback", fallback));
+    findings
 }

@@ -19,7 +19,7 @@ use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
@@ -27,6 +27,7 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
@@ -35,7 +36,7 @@ use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
     SummaryRow, TokenRow, token_columns,
 };
-use super::{Error, Result, Store};
+use super::{Error, Indexes, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::{DATABASE_TIME, Timestamp};
 use crate::policy::Reason;
@@ -262,6 +263,26 @@ impl Store for Postgres {
                 .fetch_one(&self.pool())
                 .await?;
         Ok(format!("PostgreSQL {version}, migration {migration}"))
+    }
+
+    async fn indexes(&self) -> Result<Indexes> {
+        let there: Vec<(String,)> = sqlx::query_as(
+            "SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid \
+             WHERE i.indisvalid AND i.indisready AND pg_table_is_visible(i.indrelid)",
+        )
+        .fetch_all(&self.pool())
+        .await?;
+        let there = there.into_iter().map(|(name,)| name).collect();
+        let mut plans = SERVED.map(|_| String::new());
+        let mut tx = self.begin().await?;
+        // A table of a page is read whole, whatever indexes it has.
+        tx.execute("SET LOCAL enable_seqscan = off").await?;
+        for (plan, (statement, _)) in plans.iter_mut().zip(SERVED) {
+            let explain = AssertSqlSafe(format!("EXPLAIN {statement}"));
+            let steps: Vec<(String,)> = sqlx::query_as(explain).fetch_all(&mut *tx).await?;
+            plan.extend(steps.into_iter().map(|(step,)| step + "\n"));
+        }
+        Ok(Indexes::new(&MIGRATIONS, &there, &plans))
     }
 
     async fn close(&self) {

@@ -22,7 +22,7 @@ use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
@@ -30,6 +30,7 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
@@ -38,7 +39,7 @@ use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
     SummaryRow, TokenRow, token_columns,
 };
-use super::{Error, Result, Store};
+use super::{Error, Indexes, Result, Store};
 use crate::change::{Changed, Refused};
 use crate::clock::Timestamp;
 use crate::policy::Reason;
@@ -190,6 +191,19 @@ impl Store for Sqlite {
                 .fetch_one(&self.readers)
                 .await?;
         Ok(format!("SQLite {version}, migration {migration}"))
+    }
+
+    async fn indexes(&self) -> Result<Indexes> {
+        let there: Vec<(String,)> =
+            sqlx::query_as("SELECT name FROM sqlite_schema WHERE type = 'index'").fetch_all(&self.readers).await?;
+        let there = there.into_iter().map(|(name,)| name).collect();
+        let mut plans = SERVED.map(|_| String::new());
+        for (plan, (statement, _)) in plans.iter_mut().zip(SERVED) {
+            let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}"));
+            let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&self.readers).await?;
+            plan.extend(steps.into_iter().map(|(.., step)| step + "\n"));
+        }
+        Ok(Indexes::new(&MIGRATIONS, &there, &plans))
     }
 
     async fn close(&self) {
