@@ -1,14 +1,16 @@
 //! What is coming: how many tokens expire on each day, and what will be written and mailed about them, by the rules of
 //! [`crate::policy`] and what the store holds now.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::NaiveDate;
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
-use crate::policy::{Deadline, Lead, Policy};
-use crate::token::ContactId;
+use crate::policy::{Deadline, Decision, Lead, Policy, due_reminders};
+use crate::store::accounts::ReminderState;
+use crate::store::reports::LedgerRow;
+use crate::token::{ContactId, OwnerId, Token, TokenId};
 
 /// What happens on a day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +23,57 @@ pub struct Day {
     pub mails: u64,
     /// Reminders that nobody can be sent, as the owner has no contact that takes mail.
     pub unreachable: u64,
+}
+
+/// A token as a forecast sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Ahead {
+    /// Which token.
+    pub token: TokenId,
+    /// Whose it is.
+    pub owner: OwnerId,
+    /// Which of its deadlines this is.
+    pub generation: i32,
+    /// Its deadline.
+    pub deadline: Deadline,
+    /// Whether it has a successor.
+    pub replaced: bool,
+}
+
+impl Ahead {
+    /// A token that has a deadline.
+    pub fn of(token: &Token) -> Option<Self> {
+        let deadline = Deadline::of(token)?;
+        let Token { id, owner, generation, replaced_by, .. } = token;
+        Some(Self { token: *id, owner: *owner, generation: *generation, deadline, replaced: replaced_by.is_some() })
+    }
+}
+
+/// What the ledger has already of deadlines that are ahead: it is not written again, and what is wider than what was said
+/// is not said any more.
+#[derive(Debug, Default)]
+pub struct Told {
+    written: HashSet<(TokenId, i32, Lead)>,
+    tightest: HashMap<(TokenId, i32), Lead>,
+}
+
+impl Told {
+    /// Takes a row. What the fallback was told is not what the owner knows.
+    pub fn add(&mut self, row: &LedgerRow) {
+        if row.escalation {
+            return;
+        }
+        self.written.insert((row.token, row.generation, row.lead));
+        if matches!(row.state, ReminderState::Pending | ReminderState::Sent) {
+            let tightest = self.tightest.entry((row.token, row.generation)).or_insert(row.lead);
+            *tightest = (*tightest).min(row.lead);
+        }
+    }
+
+    fn leaves_out(&self, ahead: &Ahead, lead: Lead) -> bool {
+        self.written.contains(&(ahead.token, ahead.generation, lead))
+            || self.tightest.get(&(ahead.token, ahead.generation)).is_some_and(|tightest| *tightest < lead)
+    }
 }
 
 /// A forecast that tokens are added to.
@@ -41,28 +94,46 @@ impl Forecast {
         Self { policy, now, first, zone, days: vec![Day::default(); usize::from(days)], mailed: HashSet::new() }
     }
 
-    /// Adds an active token with this deadline, whether it has a successor, and the contacts of its owner that take mail.
-    pub fn add(&mut self, deadline: Deadline, replaced: bool, contacts: &[ContactId]) {
+    /// The widest lead: what is due now speaks of deadlines no further ahead.
+    pub fn widest(&self) -> Option<Lead> {
+        self.policy.leads().first().copied()
+    }
+
+    /// Adds an active token, and the contacts of its owner that take mail.
+    pub fn add(&mut self, ahead: &Ahead, told: &Told, contacts: &[ContactId]) {
+        let deadline = ahead.deadline;
         if deadline.expires_at <= self.now {
             return;
         }
         if let Some(day) = self.day(deadline.expires_at) {
             self.days[day].expire += 1;
         }
-        if replaced {
+        if ahead.replaced {
             return;
+        }
+        // What is due now and not written yet is written by the next pass: of an import, say, or of a lead that is new.
+        let widest = self.widest().unwrap_or(Lead::EXPIRED);
+        let due = due_reminders(&self.policy, deadline, self.now, widest);
+        for (lead, _) in due.into_iter().filter(|(_, decision)| *decision == Decision::Send) {
+            if !told.leaves_out(ahead, lead) {
+                self.remind(0, contacts);
+            }
         }
         let notice = self.policy.expired_notice().then_some(Lead::EXPIRED);
         let leads: Vec<Lead> = self.policy.leads().iter().copied().chain(notice).collect();
         for lead in leads.into_iter().filter(|lead| deadline.owes(*lead)) {
             let due = lead.due_at(deadline.expires_at);
-            // What was due before is written already.
             let Some(day) = self.day(due).filter(|_| due > self.now) else { continue };
-            self.days[day].reminders += contacts.len() as u64;
-            self.days[day].unreachable += u64::from(contacts.is_empty());
-            for contact in contacts {
-                self.days[day].mails += u64::from(self.mailed.insert((day, *contact)));
-            }
+            self.remind(day, contacts);
+        }
+    }
+
+    fn remind(&mut self, day: usize, contacts: &[ContactId]) {
+        let Some(of) = self.days.get_mut(day) else { return };
+        of.reminders += contacts.len() as u64;
+        of.unreachable += u64::from(contacts.is_empty());
+        for contact in contacts {
+            of.mails += u64::from(self.mailed.insert((day, *contact)));
         }
     }
 
@@ -103,6 +174,12 @@ mod tests {
         Deadline { expires_at: now() + TimeDelta::days(expires), set_at: now() - TimeDelta::days(90) }
     }
 
+    fn ahead(deadline: Deadline) -> Ahead {
+        let bucket = Bucket::from_number(7);
+        let (token, owner) = (TokenId::new(bucket, now()), OwnerId::new(bucket, now()));
+        Ahead { token, owner, generation: 0, deadline, replaced: false }
+    }
+
     fn counts(forecast: &Forecast) -> Vec<(u64, u64, u64)> {
         forecast.days().map(|(_, day)| (day.expire, day.reminders, day.mails)).collect()
     }
@@ -111,8 +188,9 @@ mod tests {
     fn each_day_has_what_falls_due_on_it() {
         let (ann, bob) = (ContactId::new(Bucket::from_number(2), now()), ContactId::new(Bucket::from_number(3), now()));
         let mut forecast = forecast();
-        forecast.add(in_days(8), false, &[ann, bob]);
-        forecast.add(in_days(8), false, &[ann]);
+        let told = Told::default();
+        forecast.add(&ahead(in_days(8)), &told, &[ann, bob]);
+        forecast.add(&ahead(in_days(8)), &told, &[ann]);
         let mut expected = vec![(0, 0, 0); 10];
         expected[1] = (0, 3, 2); // the 7d lead; ann gets one mail about two tokens
         expected[7] = (0, 3, 2);
@@ -124,14 +202,46 @@ mod tests {
     #[test]
     fn what_owes_nothing_adds_nothing() {
         let mut forecast = forecast();
-        forecast.add(in_days(3), true, &[]);
-        forecast.add(in_days(50), false, &[]);
-        forecast.add(in_days(0), false, &[]);
+        let told = Told::default();
+        forecast.add(&Ahead { replaced: true, ..ahead(in_days(3)) }, &told, &[]);
+        forecast.add(&ahead(in_days(50)), &told, &[]);
+        forecast.add(&ahead(in_days(0)), &told, &[]);
         let mut expected = vec![(0, 0, 0); 10];
         expected[3] = (1, 0, 0); // a replaced token expires all the same
         assert_eq!(counts(&forecast), expected);
         // Nobody can be told of this one.
-        forecast.add(in_days(3), false, &[]);
-        assert_eq!(forecast.days().map(|(_, day)| day.unreachable).sum::<u64>(), 2, "the day before, and the notice");
+        forecast.add(&ahead(in_days(9)), &told, &[]);
+        let unreachable: Vec<u64> = forecast.days().map(|(_, day)| day.unreachable).collect();
+        assert_eq!(unreachable, [0, 0, 1, 0, 0, 0, 0, 0, 1, 1], "a week before, the day before, and the notice");
+    }
+
+    #[test]
+    fn what_is_due_and_not_written_comes_today() {
+        let ann = ContactId::new(Bucket::from_number(2), now());
+        let today = |written: &[(i64, ReminderState)]| {
+            let token = ahead(in_days(3));
+            let mut told = Told::default();
+            for (days, state) in written {
+                let lead = Lead::new(TimeDelta::days(*days));
+                told.add(&LedgerRow {
+                    token: token.token,
+                    generation: 0,
+                    lead,
+                    state: *state,
+                    reason: None,
+                    escalation: false,
+                    settled_at: None,
+                });
+            }
+            let mut forecast = forecast();
+            forecast.add(&token, &told, &[ann]);
+            counts(&forecast)[0]
+        };
+        assert_eq!(today(&[]), (0, 1, 1), "an import that no pass has come to, or a lead that is new");
+        assert_eq!(today(&[(7, ReminderState::Sent)]), (0, 0, 0));
+        assert_eq!(today(&[(7, ReminderState::Unreachable)]), (0, 0, 0), "it is not written twice");
+        assert_eq!(today(&[(5, ReminderState::Sent)]), (0, 0, 0), "a tighter one was said under other settings");
+        assert_eq!(today(&[(5, ReminderState::Superseded)]), (0, 1, 1));
+        assert_eq!(today(&[(30, ReminderState::Sent)]), (0, 1, 1), "a wider one was");
     }
 }

@@ -11,8 +11,7 @@ use super::listing::{Fields, FormatArg, Listing};
 use super::{Failure, Outcome, output, run};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Settings};
-use crate::forecast::{Day, Forecast as Coming};
-use crate::policy::Deadline;
+use crate::forecast::{Ahead, Day, Forecast as Coming, Told};
 use crate::store::Store;
 use crate::store::accounts::{TokenFilter, TokenOrder};
 use crate::token::{OwnerId, Status, Token};
@@ -59,7 +58,7 @@ impl Forecast {
         let [this, rest @ ..] = coming else { return Ok(()) };
         let other = rest.first();
         let header: &[&str] = match other {
-            Some(_) => &["DAY", "EXPIRE", "REMINDERS", "MAILS", "WITH THE OTHER", ""],
+            Some(_) => &["DAY", "EXPIRE", "REMINDERS", "MAILS", "BY THE OTHER", ""],
             None => &["DAY", "EXPIRE", "REMINDERS", "MAILS", ""],
         };
         let names: &[&str] = if other.is_some() { &WITH_OTHER } else { &FIELDS };
@@ -79,18 +78,18 @@ impl Forecast {
         }
         listing.end("Nothing expires, and nobody is mailed.")?;
         let mut rows = vec![
-            ("expire", format!("{} tokens within {} days ({zone})", all.0.expire, self.days)),
-            ("mails", format!("{} about {} reminders", all.0.mails, all.0.reminders)),
+            ("expire", format!("{} within {} ({zone})", some(all.0.expire, "token"), some(self.days.into(), "day"))),
+            ("mails", format!("{} about {}", all.0.mails, reminders(all.0.reminders))),
         ];
         if all.0.unreachable > 0 {
             rows.push((
                 "nobody",
-                format!("{} reminders of owners without a contact that takes mail", all.0.unreachable),
+                format!("{} of owners without a contact that takes mail", reminders(all.0.unreachable)),
             ));
         }
         if other.is_some() {
             let more = i128::from(all.1.mails) - i128::from(all.0.mails);
-            rows.push(("with the other", format!("{} about {} reminders, {more:+}", all.1.mails, all.1.reminders)));
+            rows.push(("with the other", format!("{} about {}, {more:+}", all.1.mails, reminders(all.1.reminders))));
         }
         output::say(output::facts(&rows).trim_end());
         Ok(())
@@ -99,24 +98,41 @@ impl Forecast {
 
 /// Adds every token that is active to each forecast.
 async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> anyhow::Result<()> {
-    let mut tokens: Vec<(OwnerId, Deadline, bool)> = Vec::new();
+    let mut told = Told::default();
+    let widest = coming.iter().filter_map(Coming::widest).max();
+    let until = widest.map_or(now, |lead| lead.deadline_for(now));
+    let read = |row| {
+        told.add(&row);
+        ControlFlow::Continue(())
+    };
+    store.each_ledger_row(now, until, read).await?;
+    let mut tokens: Vec<Ahead> = Vec::new();
     let filter = TokenFilter { status: Some(Status::Active), ..TokenFilter::default() };
     let visit = |token: Token, _| {
-        tokens.extend(Deadline::of(&token).map(|deadline| (token.owner, deadline, token.replaced_by.is_some())));
+        tokens.extend(Ahead::of(&token));
         ControlFlow::Continue(())
     };
     store.each_token(&filter, TokenOrder::Created, now, visit).await?;
     for page in tokens.chunks(BATCH) {
-        let mut owners: Vec<OwnerId> = page.iter().map(|(owner, ..)| *owner).collect();
+        let mut owners: Vec<OwnerId> = page.iter().map(|ahead| ahead.owner).collect();
         owners.sort_unstable();
         owners.dedup();
         let contacts = store.reachable(&owners).await?;
-        for (owner, deadline, replaced) in page {
-            let contacts = contacts.get(owner).map_or(&[][..], Vec::as_slice);
-            coming.iter_mut().for_each(|forecast| forecast.add(*deadline, *replaced, contacts));
+        for ahead in page {
+            let contacts = contacts.get(&ahead.owner).map_or(&[][..], Vec::as_slice);
+            coming.iter_mut().for_each(|forecast| forecast.add(ahead, &told, contacts));
         }
     }
     Ok(())
+}
+
+/// "1 token", "2 tokens".
+fn some(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn reminders(count: u64) -> String {
+    some(count, "reminder")
 }
 
 fn sum(all: &mut Day, day: Day) {
@@ -149,7 +165,7 @@ fn cells(date: NaiveDate, day: Day, other: Option<Day>, many: u64, most: u64) ->
         chart.push_str("  many expire at once");
     }
     if day.unreachable > 0 {
-        chart.push_str(&format!("  {} reminders for nobody", day.unreachable));
+        chart.push_str(&format!("  {} for nobody", reminders(day.unreachable)));
     }
     let mut cells = vec![
         date.format("%a %Y-%m-%d").to_string(),
@@ -157,7 +173,10 @@ fn cells(date: NaiveDate, day: Day, other: Option<Day>, many: u64, most: u64) ->
         day.reminders.to_string(),
         day.mails.to_string(),
     ];
-    cells.extend(other.map(|other| format!("{} mails", other.mails)));
+    cells.extend(other.map(|other| match i128::from(other.mails) - i128::from(day.mails) {
+        0 => other.mails.to_string(),
+        more => format!("{} ({more:+})", other.mails),
+    }));
     cells.push(chart.trim_start().to_owned());
     cells
 }
