@@ -93,8 +93,10 @@ fn alerts_and_panels_ask_for_metrics_that_exist_and_every_alert_is_explained() {
     let panels: serde_json::Value = serde_json::from_str(dashboard).expect("JSON");
     assert!(panels["panels"].as_array().is_some_and(|panels| panels.len() > 10));
 
-    let table: BTreeSet<String> = metrics_named(operations).into_iter().map(str::to_owned).collect();
-    assert_eq!(table, families, "docs/operations.md names the metrics that there are");
+    let rows = operations.lines().filter_map(|line| line.strip_prefix("| `lapsed_"));
+    let table: BTreeSet<String> =
+        rows.filter_map(|row| Some(format!("lapsed_{}", row.split(['`', '{']).next()?))).collect();
+    assert_eq!(table, families, "the table in docs/operations.md has the metrics that there are");
     let alerts: BTreeSet<&str> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
     assert!(alerts.len() >= 8, "{alerts:?}");
     for alert in &alerts {

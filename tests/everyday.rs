@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::cli::{Place, cells, fact, scrub, short};
+use crate::support::cli::{PATIENCE, Place, cells, eventually, fact, scrub, short};
 use crate::support::postgres;
 use chrono::TimeDelta;
 use lapsed::clock::{Clock, SystemClock};
@@ -840,22 +840,23 @@ fn the_schedule_says_what_comes_next_in_both_zones() {
 #[test]
 fn coverage_says_who_knew_in_time_and_why_others_did_not() {
     let place = Place::new();
-    place.configure(&format!("{WITH_MAIL}[reminders]\nlead_times = [\"2s\"]\n"));
+    place.configure(&format!("{WITH_MAIL}[reminders]\nlead_times = [\"10s\"]\n"));
     let none = place.line("coverage").ok();
     assert_eq!(fact(&none, "told in time"), "0 of 0 that were owed a reminder: no reminder was owed");
     place.owner("alice", "alice@example.org");
     place.line("owner add bot --email bot@example.org").ok();
     place.line("owner contact remove bot bot@example.org").ok();
-    for (owner, description) in [("alice", "told"), ("bot", "silent")] {
-        place.line(&format!("token create --owner {owner} --description {description} --expires 4s")).ok();
-    }
-    place.line("token create --owner alice --description brief --expires 1s").ok();
-    // Within its lead time, before its deadline.
-    std::thread::sleep(std::time::Duration::from_millis(2_300));
-    place.line("run --once").ok();
-    std::thread::sleep(std::time::Duration::from_millis(2_300));
-    let covered = place.line("coverage --since 1h").ok();
-    assert_eq!(fact(&covered, "expired"), "3 tokens", "{covered}");
+    place.token("alice", "brief", "1s");
+    place.token("bot", "silent", "14s");
+    let (told, _) = place.token("alice", "told", "15s");
+    // Within their lead time, before their deadlines.
+    eventually("the reminder", PATIENCE, || {
+        place.line("run --once").ok();
+        place.run(["token", "show", &told]).ok().contains("  sent  ").then_some(())
+    });
+    let covered = eventually("the deadlines", PATIENCE, || {
+        Some(place.line("coverage --since 1h").ok()).filter(|covered| fact(covered, "expired") == "3 tokens")
+    });
     assert_eq!(fact(&covered, "told in time"), "1 of 2 that were owed a reminder: 50.0 %", "{covered}");
     assert!(fact(&covered, "not owed").starts_with("1 that"), "{covered}");
     let last = cells(covered.lines().last().expect("a row")).join(" | ");

@@ -13,10 +13,11 @@ use lapsed::http::{self, Site};
 use lapsed::metrics::Metrics;
 use lapsed::schedule::Cron;
 use lapsed::store::{Jobs, Store};
+use sqlx::{Connection, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use crate::support::cli::{Daemon, LAPSED, PATIENCE, Place, eventually};
+use crate::support::cli::{Daemon, LAPSED, PATIENCE, Place, eventually, fact};
 use crate::support::world::World;
 
 on_every_back_end!(a_job_that_is_overdue_and_a_store_that_is_gone_are_not_ready);
@@ -242,6 +243,53 @@ fn the_daemon_works_and_tells_of_it_while_many_ask() {
     assert_eq!(told.sample("lapsed_outbox_oldest_seconds"), 0.0);
     assert_eq!(told.sample("lapsed_coverage_ratio"), 1.0);
     assert_eq!(told.sample("lapsed_suppressed_contacts"), 0.0);
+    daemon.stop();
+}
+
+/// Counted by spans of the last 30 days, it is what the command counts at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_coverage_is_what_the_command_tells() {
+    let place = Place::new();
+    let (daemon, _) = watched(&place);
+    place.owner("alice", "alice@example.org");
+    for description in ["told", "told late", "not told", "told in another span"] {
+        place.token("alice", description, "1s");
+    }
+    eventually("the marks", PATIENCE, || {
+        let list = place.line("token list --status expired --format json").ok();
+        list.lines()
+            .all(|token| !token.contains("\"ended_at\":null"))
+            .then_some(())
+            .filter(|()| list.lines().count() == 4)
+    });
+    eventually("the notices", Duration::from_secs(40), || (!place.mails("mail").is_empty()).then_some(()));
+    daemon.stop();
+    // They had lived for 100 days, and two of their owners had a reminder.
+    let url = format!("sqlite:{}", place.path("lapsed.db").display());
+    let mut store = SqliteConnection::connect(&url).await.expect("the store");
+    for statement in [
+        "UPDATE tokens SET deadline_set_at = expires_at - 8640000 WHERE kind = 'additional'",
+        "INSERT INTO reminders (bucket, token_id, generation, lead, contact_id, deadline, state, escalation, created_at, settled_at) \
+         SELECT r.bucket, r.token_id, r.generation, 86400, r.contact_id, r.deadline, 'sent', 0, r.deadline, \
+                r.deadline - IIF(t.description = 'told late', 60, 172800) \
+         FROM reminders r JOIN tokens t ON t.id = r.token_id \
+         WHERE t.description LIKE 'told%'",
+        "UPDATE reminders SET deadline = deadline - 1000000 WHERE token_id = (SELECT id FROM tokens WHERE description LIKE '%span')",
+        "UPDATE tokens SET expires_at = expires_at - 1000000, ended_at = ended_at - 1000000, \
+                deadline_set_at = deadline_set_at - 1000000 \
+         WHERE description LIKE '%span'",
+        "UPDATE reminders SET settled_at = deadline - 172800 \
+         WHERE lead = 86400 AND token_id = (SELECT id FROM tokens WHERE description LIKE '%span')",
+    ] {
+        sqlx::query(statement).execute(&mut store).await.expect("a write");
+    }
+    let told = place.line("coverage").ok();
+    assert_eq!(fact(&told, "told in time"), "2 of 4 that were owed a reminder: 50.0 %", "{told}");
+    let (daemon, address) = watched(&place);
+    let told = eventually("the count", PATIENCE, || {
+        Some(get(address, "/metrics")).filter(|told| told.body.contains("\nlapsed_coverage_ratio "))
+    });
+    assert_eq!(told.sample("lapsed_coverage_ratio"), 0.5);
     daemon.stop();
 }
 

@@ -31,8 +31,8 @@ const GIVE_UP: Duration = Duration::from_secs(600);
 /// Over which span coverage is told.
 const SPAN: TimeDelta = TimeDelta::days(30);
 
-/// By how much the span moves on at once.
-const WINDOW: TimeDelta = TimeDelta::hours(1);
+/// By how much the span moves on at once: what is read together must fit into memory, and the first count is to be brief.
+const WINDOW: TimeDelta = TimeDelta::hours(3);
 
 /// What is counted together.
 #[derive(Clone, Copy, Debug)]
@@ -126,8 +126,8 @@ struct Window {
     owed: u64,
 }
 
-/// Coverage over the last days, by the hour: what is past does not change, so each hour is read once; the last two
-/// are read each time, as tokens are marked after their deadlines, and all of them once a day, for what came later than that.
+/// Coverage over the last days, window by window: what is past does not change, so each is read once; the last two are read
+/// each time, as tokens are marked after their deadlines, and all of them once a day, for what came later than that.
 #[derive(Debug, Default)]
 struct Windows {
     past: VecDeque<Window>,
@@ -143,21 +143,21 @@ impl Windows {
             self.past.clear();
             self.read = Some(now);
         }
-        let hour = now - TimeDelta::seconds(now.timestamp().rem_euclid(WINDOW.num_seconds()));
-        let first = hour - SPAN;
+        let whole = now - TimeDelta::seconds(now.timestamp().rem_euclid(WINDOW.num_seconds()));
+        let first = whole - SPAN;
         while self.past.front().is_some_and(|window| window.end <= first) {
             self.past.pop_front();
         }
-        while self.past.back().is_some_and(|window| window.end > hour - WINDOW) {
+        while self.past.back().is_some_and(|window| window.end > whole - WINDOW) {
             self.past.pop_back();
         }
         let mut from = self.past.back().map_or(first, |window| window.end);
-        while from < hour {
+        while from < whole {
             let end = from + WINDOW;
             self.past.push_back(read(store, shortest, from, end).await?);
             from = end;
         }
-        let last = read(store, shortest, hour, now).await?;
+        let last = read(store, shortest, whole, now).await?;
         let all = || self.past.iter().chain([&last]);
         Ok((all().map(|window| window.covered).sum(), all().map(|window| window.owed).sum()))
     }
