@@ -103,6 +103,8 @@ pub struct Mail {
     pub give_up_after: TimeDelta,
     /// An `http` or `https` URL with the placeholders `{token_id}`, `{owner_id}`, `{external_id}`, and no others.
     pub manage_url: Option<String>,
+    /// A directory with templates in the place of the built-in ones; it exists.
+    pub templates: Option<PathBuf>,
     /// Where bounces come back to, if not to the sender.
     pub bounce: Option<Bounce>,
 }

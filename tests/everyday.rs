@@ -909,6 +909,16 @@ fn a_mail_can_be_read_before_and_sent_to_try() {
     assert!(reminder.starts_with("Subject: 2 tokens expire soon, the first in 7 days\n\n"), "{reminder}");
     assert!(place.line("mail preview --kind held").ok().contains("lapsed outbox release --all"));
     assert!(place.line("mail preview --kind escalation --part html").ok().starts_with("<!DOCTYPE html>"));
+    let german = place.line("mail preview --sample --kind expired --locale de-AT").ok();
+    assert!(german.starts_with("Subject: „deploy key (CI)“ ist heute abgelaufen\n"), "{german}");
+    assert!(place.line("mail preview --part ics").ok().starts_with("BEGIN:VCALENDAR\r\nVERSION:2.0\r\n"));
+    assert!(place.line("mail preview --kind expired --part ics").fails(1).contains("no deadline in it lies ahead"));
+    let opened = place.line("mail preview --open");
+    let files: Vec<&str> = opened.stdout.lines().collect();
+    assert!(files.iter().all(|file| std::path::Path::new(file).is_file()), "{files:?}");
+    let names: Vec<&str> = files.iter().filter_map(|file| file.rsplit('/').next()).collect();
+    assert_eq!(names, ["mail.eml", "mail.txt", "deadlines.ics", "mail.html"]);
+    assert!(opened.stderr.contains("open mail.html in a browser"), "there is no desktop here: {}", opened.stderr);
     place.line("mail test me@example.org").fails(2);
 
     place.configure(&format!("{WITH_MAIL}[guard]\nmessages_per_hour = 1\n"));
@@ -926,7 +936,7 @@ fn a_mail_can_be_read_before_and_sent_to_try() {
     assert!(fact(&sent, "the answer").starts_with("written to mail/new/"), "{sent}");
     let mails = place.mails("mail");
     let mail = mail_parser::MessageParser::default().parse(&mails[0]).expect("a mail");
-    assert_eq!(mail.subject(), Some("2 tokens expire soon, the first in 7 days"));
+    assert_eq!(mail.subject(), Some("Test of lapsed: mail from here arrives"));
     assert_eq!(place.line("outbox list --all").stderr, "There is no message.\n", "the outbox knows nothing of it");
 }
 

@@ -5,6 +5,7 @@
 mod support;
 
 mod bounces;
+mod browser;
 mod cli;
 mod crashes;
 mod daemon;
@@ -16,6 +17,7 @@ mod harness;
 mod imports;
 mod kills;
 mod logs;
+mod mails;
 mod model;
 mod outbox;
 mod outcomes;

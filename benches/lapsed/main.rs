@@ -10,6 +10,7 @@ mod place;
 mod planning;
 mod program;
 mod relay;
+mod render;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -31,13 +32,14 @@ impl Sizes {
     }
 }
 
-const ROWS: [&str; 12] = [
+const ROWS: [&str; 13] = [
     "expire-postgres",
     "expire-sqlite",
     "remind",
     "idle",
     "import",
     "verify",
+    "render",
     "deliver-postgres",
     "deliver-sqlite",
     "deliver-far",
@@ -71,6 +73,7 @@ async fn main() {
             "idle" => lines.extend(idle::rows(&sizes).await),
             "import" => lines.push(program::import(&sizes).await),
             "verify" => lines.push(verify::row(&sizes).await),
+            "render" => lines.extend(render::rows(&sizes)),
             "deliver-postgres" => lines.extend(deliver::near::<OnPg>(&sizes).await),
             "deliver-sqlite" => lines.extend(deliver::near::<OnFile>(&sizes).await),
             "deliver-far" => lines.push(deliver::far(&sizes).await),

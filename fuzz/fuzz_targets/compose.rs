@@ -6,8 +6,9 @@
 use std::sync::LazyLock;
 
 use chrono::{TimeDelta, TimeZone, Utc};
-use lapsed::mail::compose::{Composer, Content, Item, Letter};
-use lapsed::policy::Lead;
+use lapsed::mail::compose::Composer;
+use lapsed::mail::letter::{Change, Content, Item, Letter};
+use lapsed::policy::{Lead, Reason};
 use lapsed::token::{Address, Contact, Kind, Owner, Token};
 use libfuzzer_sys::fuzz_target;
 use mail_parser::MessageParser;
@@ -45,15 +46,16 @@ fn letter(bytes: &[u8]) -> Option<Letter> {
             key: text(1),
             name: text(2),
             time_zone: if n % 2 == 0 { chrono_tz::UTC } else { chrono_tz::Europe::Berlin },
-            locale: "en".into(),
+            locale: if first % 2 == 0 { "en" } else { "de" }.into(),
         };
         let mut token = Token::new(owner.id, Kind::Additional, &text(0), now);
         token.scopes = vec![text(3)];
         token.hint = Some(text(4)).filter(|hint| !hint.is_empty());
         token.external_id = Some(text(5)).filter(|id| !id.is_empty());
         token.expires_at = Some(now + TimeDelta::hours(i64::from(*first) * 9 - 1_000 + n as i64 * 11));
-        let escalation = (first % 3 == 0).then(|| text(4));
-        Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation }
+        let escalation = (first % 3 == 0).then_some(Reason::NoContact);
+        let change = (first % 5 == 0).then(|| Change { before: None, by: Some(text(4)) });
+        Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation, change }
     });
     let to = Contact {
         id: Uuid::from_u128(3).into(),
@@ -79,5 +81,6 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(KNOWN.iter().any(|name| line.starts_with(&format!("{name}: "))), "{line}");
     }
     let parsed = MessageParser::default().parse(&mail.bytes).expect("a mail");
-    assert_eq!((parsed.text_body_count(), parsed.html_body_count(), parsed.attachment_count()), (1, 1, 0));
+    assert_eq!((parsed.text_body_count(), parsed.html_body_count()), (1, 1));
+    assert!(parsed.attachment_count() <= 1, "a calendar file at most");
 });

@@ -9,7 +9,6 @@ use super::listing::{FormatArg, Listing};
 use super::{Failure, Outcome};
 use crate::clock::SystemClock;
 use crate::config::{Settings, Transport};
-use crate::mail::compose::Composer;
 use crate::mail::domain::{self, Found};
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
@@ -127,8 +126,7 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
         Err(error) => return vec![("mail", Err(error.to_string()))],
     };
     let mail = &settings.mail;
-    let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
-    let templates = composer.map(|_| "the built-in ones".to_owned()).map_err(|error| error.to_string());
+    let templates = templates(settings);
     let to = mail.fallback_to.clone().unwrap_or_else(|| from.email.clone());
     let way = match transport {
         Transport::Maildir { path } => {
@@ -162,4 +160,19 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
     }
     findings.push(("fallback", fallback));
     findings
+}
+
+fn templates(settings: &Settings) -> Result<String, String> {
+    let problem = |failure: Failure| match failure {
+        Failure::Usage(problem) | Failure::Status(_, problem) => problem,
+        Failure::Failed(error) => format!("{error:#}"),
+        Failure::NotValid => String::new(),
+    };
+    let composer = super::mail::composer(settings).map_err(problem)?;
+    let languages: Vec<&str> = composer.templates().languages().collect();
+    let languages = languages.join(", ");
+    Ok(match &settings.mail.templates {
+        None => format!("the built-in ones, in {languages}"),
+        Some(directory) => format!("the built-in ones and those of {}, in {languages}", directory.display()),
+    })
 }

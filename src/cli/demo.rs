@@ -185,7 +185,7 @@ async fn verify(store: &Sqlite, secret: &Secret, now: Timestamp) -> anyhow::Resu
     Ok(token.map_or(Err(NotValid::Unknown), |token| token.validity(now)))
 }
 
-/// Prints the first mail that speaks of several tokens, without its HTML part.
+/// Prints the first mail that speaks of several tokens, without what follows its text.
 fn show_a_mail(mailbox: &Path, narrator: &Narrator) -> anyhow::Result<()> {
     let Some(message) = narrator.first_digest() else { return Ok(()) };
     let mut found: Option<PathBuf> = None;
@@ -202,7 +202,7 @@ fn show_a_mail(mailbox: &Path, narrator: &Narrator) -> anyhow::Result<()> {
     let shown = html.map_or(lines.len(), |at| at.saturating_sub(1));
     let mut text = String::from("\nOne of the mails, as it was written");
     if html.is_some() {
-        text += &format!(" (the HTML part, {} more lines, is in the file)", lines.len() - shown);
+        text += &format!(" (its HTML and its calendar file, {} more lines, are in the file)", lines.len() - shown);
     }
     text += &format!(":\n{}\n\n", path.display());
     for line in lines.iter().take(shown) {

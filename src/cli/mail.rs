@@ -1,5 +1,7 @@
 //! `lapsed mail`: what owners would read, and whether it arrives.
 
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,14 +11,17 @@ use clap::{Args, ValueEnum};
 use super::{Failure, Outcome, lookup, output};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, Transport as Way};
-use crate::mail::compose::{Alert, Composed, Composer, Content, Item, Letter};
+use crate::mail::compose::{Composed, Composer};
+use crate::mail::letter::{Alert, Change, Content, Item, Kind, Letter};
 use crate::mail::maildir::Maildir;
 use crate::mail::outcome::Happened;
+use crate::mail::sample;
 use crate::mail::smtp::Smtp;
+use crate::mail::templates::Templates;
 use crate::mail::transport::Transport;
-use crate::policy::Lead;
+use crate::policy::{Lead, Reason};
 use crate::store::Store;
-use crate::token::{Address, Bucket, Contact, ContactId, Kind, MessageId, Owner, OwnerId, Secret, Token};
+use crate::token::{Address, Contact, MessageId, Token, text};
 
 /// How long a mail server may take for a test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,10 +34,34 @@ enum MailKind {
     Reminder,
     /// A token that has expired
     Expired,
+    /// A token whose deadline somebody else moved
+    Changed,
     /// What the fallback is told of owners that could not be
     Escalation,
     /// What the fallback is told of mails that a guard holds
     Held,
+    /// What the fallback is told of tokens that wait to be marked
+    Expiry,
+    /// What `lapsed mail test` sends
+    Test,
+}
+
+impl MailKind {
+    /// The same about made-up tokens.
+    fn sample(self, now: Timestamp) -> Content {
+        sample::content(
+            match self {
+                Self::Reminder => Kind::Reminder,
+                Self::Expired => Kind::Expired,
+                Self::Changed => Kind::Changed,
+                Self::Escalation => Kind::Escalation,
+                Self::Held => Kind::Alert,
+                Self::Expiry => return Content::Alert(Alert::Expiry { tokens: 12_345 }),
+                Self::Test => Kind::Test,
+            },
+            now,
+        )
+    }
 }
 
 /// Which part of a mail.
@@ -43,6 +72,8 @@ enum Part {
     Text,
     /// The HTML alone, for a browser
     Html,
+    /// The calendar file
+    Ics,
     /// All of it, as it is sent (RFC 5322)
     Eml,
 }
@@ -53,49 +84,119 @@ pub struct Preview {
     /// Which mail
     #[arg(long, value_enum, default_value_t)]
     kind: MailKind,
-    /// About this token: its id, or the digits that lists print; without it, about made-up ones
+    /// About this token: its id, or the digits that lists print
     #[arg(long, value_name = "ID")]
     token: Option<String>,
+    /// About made-up tokens: the default
+    #[arg(long, conflicts_with = "token")]
+    sample: bool,
     /// Which part of it
     #[arg(long, value_enum, default_value_t)]
     part: Part,
+    /// In this language, such as `de`; without it, as the reader has it
+    #[arg(long, value_name = "TAG", value_parser = text::locale)]
+    locale: Option<String>,
+    /// Write all parts into files of a new directory, and show the HTML in a browser
+    #[arg(long, conflicts_with = "part")]
+    open: bool,
 }
 
 impl Preview {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
-        let to = sample_contact("owner@example.org", now)?;
-        let letter = match &self.token {
-            Some(text) => {
-                let token = lookup::token(store, text).await?;
-                if token.expires_at.is_none() {
-                    return Err(anyhow::anyhow!("token {text} never expires: there is no mail about it").into());
-                }
-                let owner = lookup::owner_of(store, &token).await?;
-                let contact = store.contacts_of(owner.id).await?.into_iter().next().unwrap_or(to);
-                let escalation =
-                    (self.kind == MailKind::Escalation).then(|| "the owner has no contact that takes mail".into());
-                let item = Item { token, owner, lead: Lead::EXPIRED, escalation };
-                letter(contact, Content::Reminders(vec![item]), now)
-            }
-            None => letter(to, sample(self.kind, now), now),
+        let mut letter = match &self.token {
+            Some(text) => about(store, text, self.kind, now).await?,
+            None => letter(sample_contact("owner@example.org")?, self.kind.sample(now), now),
         };
+        if self.locale.is_some() {
+            letter.to.locale = self.locale;
+        }
         let composer = composer(settings)?;
+        if self.open {
+            return open(&composer, &letter, now);
+        }
+        let written = || composer.write(&letter, now).context("the mail cannot be made");
         let shown = match self.part {
             Part::Eml => {
                 let composed = composer.compose(&letter, now).context("the mail cannot be made")?;
                 String::from_utf8_lossy(&composed.bytes).into_owned()
             }
-            part => {
-                let written = composer.write(&letter, now).context("the mail cannot be made")?;
-                match part {
-                    Part::Html => written.html,
-                    Part::Text | Part::Eml => format!("Subject: {}\n\n{}", written.subject, written.text),
-                }
+            Part::Html => written()?.html,
+            Part::Ics => {
+                let calendar = composer.calendar(&letter, now).context("the mail cannot be made")?;
+                calendar.context("this mail has no calendar file: no deadline in it lies ahead")?
+            }
+            Part::Text => {
+                let written = written()?;
+                format!("Subject: {}\n\n{}", written.subject, written.text)
             }
         };
         output::print(&format!("{}\n", shown.trim_end_matches('\n')))?;
         Ok(())
+    }
+}
+
+/// A letter about one token, as if it were due.
+async fn about<S: Store>(store: &S, text: &str, kind: MailKind, now: Timestamp) -> Result<Letter, Failure> {
+    let token = lookup::token(store, text).await?;
+    if token.expires_at.is_none() {
+        return Err(anyhow::anyhow!("token {text} never expires: there is no mail about it").into());
+    }
+    let owner = lookup::owner_of(store, &token).await?;
+    let contact = store.contacts_of(owner.id).await?.into_iter().next();
+    let contact = contact.map_or_else(|| sample_contact("owner@example.org"), Ok)?;
+    let change = Change { before: token.expires_at.map(|at| at - TimeDelta::days(30)), by: None };
+    let item = Item {
+        token,
+        owner,
+        lead: Lead::EXPIRED,
+        escalation: (kind == MailKind::Escalation).then_some(Reason::NoContact),
+        change: (kind == MailKind::Changed).then_some(change),
+    };
+    let content = match kind {
+        MailKind::Reminder | MailKind::Changed | MailKind::Escalation => Content::Reminders(vec![item]),
+        MailKind::Test => Content::Test(vec![item]),
+        MailKind::Expired => {
+            let expires_at = item.token.expires_at.filter(|at| *at <= now).or(Some(now));
+            Content::Reminders(vec![Item { token: Token { expires_at, ..item.token }, ..item }])
+        }
+        MailKind::Held | MailKind::Expiry => {
+            return Err(Failure::Usage("a mail of this kind is about no token: leave out --token".to_owned()));
+        }
+    };
+    Ok(letter(contact, content, now))
+}
+
+/// Writes a mail's parts into a new directory, and asks the desktop to show the HTML.
+fn open(composer: &Composer, letter: &Letter, now: Timestamp) -> Outcome {
+    let written = composer.write(letter, now).context("the mail cannot be made")?;
+    let composed = composer.compose(letter, now).context("the mail cannot be made")?;
+    let calendar = composer.calendar(letter, now).context("the mail cannot be made")?;
+    let directory =
+        tempfile::Builder::new().prefix("lapsed-mail-").tempdir().context("no directory can be made")?.keep();
+    let put = |name: &str, bytes: &[u8]| -> anyhow::Result<PathBuf> {
+        let path = directory.join(name);
+        std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))?;
+        output::print(&format!("{}\n", path.display()))?;
+        Ok(path)
+    };
+    put("mail.eml", &composed.bytes)?;
+    put("mail.txt", format!("Subject: {}\n\n{}\n", written.subject, written.text).as_bytes())?;
+    if let Some(calendar) = calendar {
+        put("deadlines.ics", calendar.as_bytes())?;
+    }
+    show(&put("mail.html", written.html.as_bytes())?);
+    Ok(())
+}
+
+/// Has the desktop show a file. Where there is none, its path is on the screen.
+fn show(path: &Path) {
+    let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    let mut command = Command::new(program);
+    command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(_) | Err(_) => output::say(&format!("{program} could not show it: open mail.html in a browser.")),
     }
 }
 
@@ -111,7 +212,7 @@ impl Test {
     pub(super) async fn run(self, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
         let (way, _) = settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
-        let letter = letter(sample_contact(self.address.as_str(), now)?, sample(MailKind::Reminder, now), now);
+        let letter = letter(sample::contact(self.address.clone()), MailKind::Test.sample(now), now);
         let composed = composer(settings)?.compose(&letter, now).context("the mail cannot be made")?;
         let mut transport = match way {
             Way::Maildir { path } => Transport::Maildir(Maildir::new(path.clone())),
@@ -140,59 +241,37 @@ async fn send(transport: &mut Transport, id: MessageId, composed: &Composed) -> 
     }
 }
 
-fn composer(settings: &Settings) -> Result<Composer, Failure> {
+/// What makes mails by these settings.
+///
+/// # Errors
+/// When the operator's templates or the link cannot be used.
+pub(super) fn composer(settings: &Settings) -> Result<Composer, Failure> {
     let mail = &settings.mail;
     let from = match &mail.from {
         Some(from) => from.clone(),
         None => "tokens@example.org".parse().context("a sender")?,
     };
     let composer = Composer::new(from, mail.reply_to.clone(), mail.manage_url.clone());
-    composer.map_err(|error| Failure::Usage(error.to_string()))
+    let composer = composer.map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(match &mail.templates {
+        Some(directory) => composer.with_templates(templates(directory)?),
+        None => composer,
+    })
+}
+
+/// An operator's templates.
+///
+/// # Errors
+/// All that is wrong with them.
+pub(super) fn templates(directory: &Path) -> Result<Templates, Failure> {
+    Templates::load(directory).map_err(|error| Failure::Usage(format!("mail.templates: {error}")))
 }
 
 fn letter(to: Contact, content: Content, now: Timestamp) -> Letter {
     Letter { message: MessageId::new(to.id.bucket(), now), to, content }
 }
 
-fn sample_contact(address: &str, now: Timestamp) -> anyhow::Result<Contact> {
+fn sample_contact(address: &str) -> anyhow::Result<Contact> {
     let address = Address::parse(address).map_err(|problem| anyhow::anyhow!("{address}: {problem}"))?;
-    let id = ContactId::new(address.bucket(), now);
-    Ok(Contact { id, address, time_zone: None, locale: None, suppressed: None })
-}
-
-/// Made-up tokens.
-fn sample(kind: MailKind, now: Timestamp) -> Content {
-    let owner = Owner {
-        id: OwnerId::new(Bucket::of("example"), now),
-        key: "platform-team".to_owned(),
-        name: "Platform team".to_owned(),
-        time_zone: chrono_tz::Europe::Berlin,
-        locale: "en".to_owned(),
-    };
-    let item = |description: &str, expires_in: TimeDelta| {
-        let token = Token {
-            expires_at: Some(now + expires_in),
-            scopes: vec!["repo:read".to_owned(), "deploy".to_owned()],
-            created_at: now - TimeDelta::days(83),
-            ..Token::new(owner.id, Kind::Additional, description, now).with_secret(&Secret::generate(owner.id.bucket()))
-        };
-        Item { token, owner: owner.clone(), lead: Lead::new(TimeDelta::days(7)), escalation: None }
-    };
-    match kind {
-        MailKind::Reminder => Content::Reminders(vec![
-            item("deploy key (CI)", TimeDelta::days(7)),
-            item("mirror, nightly", TimeDelta::days(8)),
-        ]),
-        MailKind::Expired => Content::Reminders(vec![item("deploy key (CI)", -TimeDelta::minutes(5))]),
-        MailKind::Escalation => Content::Reminders(vec![Item {
-            escalation: Some("the owner has no contact that takes mail".to_owned()),
-            ..item("deploy key (CI)", TimeDelta::days(1))
-        }]),
-        MailKind::Held => Content::Alert(Alert::Held {
-            messages: 12_345,
-            since: now - TimeDelta::minutes(2),
-            next_deadline: Some(now + TimeDelta::days(3)),
-            urgent: false,
-        }),
-    }
+    Ok(sample::contact(address))
 }

@@ -15,7 +15,6 @@ use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
 use crate::jobs::guard::Guard;
 use crate::jobs::purge::Retention;
-use crate::mail::compose::Composer;
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
 use crate::mail::transport::Transport;
@@ -65,11 +64,10 @@ impl Run {
 
 async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> Result<Setup, Failure> {
     let usage = |problem: &dyn std::fmt::Display| Failure::Usage(problem.to_string());
-    let (transport, from) = settings.require_mail().map_err(|error| usage(&error))?;
+    let (transport, _) = settings.require_mail().map_err(|error| usage(&error))?;
     let mail = &settings.mail;
-    let composer = Composer::new(from.clone(), mail.reply_to.clone(), mail.manage_url.clone());
     let return_path = mail.bounce.as_ref().map(bounce::return_path).transpose()?;
-    let composer = composer.map_err(|error| usage(&error))?.with_return_path(return_path);
+    let composer = super::mail::composer(settings)?.with_return_path(return_path);
     let (transports, every, idle) = match transport {
         config::Transport::Maildir { path } => {
             (vec![Transport::Maildir(Maildir::new(path.clone()))], Duration::ZERO, Duration::MAX)

@@ -101,6 +101,7 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
     let fallback_to = r.optional("mail.fallback_to", address);
     let give_up_after = r.required("mail.give_up_after", positive);
     let manage_url = r.optional("mail.manage_url", manage_url);
+    let templates = r.optional("mail.templates", directory);
     // Read whether or not it is the chosen way: a mistake should not wait until somebody switches.
     let smtp = smtp::smtp(r);
     let maildir = r.optional("mail.maildir.path", path);
@@ -123,6 +124,7 @@ fn mail(r: &mut Reader) -> Result<Mail, Reported> {
         fallback_to: fallback_to?,
         give_up_after: give_up_after?,
         manage_url: manage_url?,
+        templates: templates?,
         bounce: bounce?,
     })
 }
@@ -208,6 +210,17 @@ pub(super) fn positive(text: &str) -> Result<TimeDelta, String> {
 
 pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     Ok(credential(text, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()))
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = path(text)?;
+    match std::fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Ok(path),
+        Ok(_) => {
+            Err("is not a directory: it must name one that holds templates, such as reminder/subject.txt".to_owned())
+        }
+        Err(error) => Err(format!("cannot be read ({error}): it must name a directory that holds templates")),
+    }
 }
 
 /// A path, where `$CREDENTIALS_DIRECTORY/` at its beginning is the directory of the credentials that systemd hands to a service

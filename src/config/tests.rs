@@ -90,6 +90,7 @@ fn the_defaults_are_complete() {
             fallback_to: None,
             give_up_after: TimeDelta::days(2),
             manage_url: None,
+            templates: None,
             bounce: None,
         }
     );

@@ -29,7 +29,8 @@ use uuid::Uuid;
 
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
-use crate::mail::compose::{Alert, Composer, Letter};
+use crate::mail::compose::Composer;
+use crate::mail::letter::{Alert, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::store::outbox::{ClaimedMessage, MessageKind};

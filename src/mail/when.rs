@@ -1,12 +1,13 @@
 //! How people name an instant: "in 7 days", "at the end of 31 January 2027", and exactly.
 //!
-//! Pure wording. Days are calendar dates in the reader's zone, never multiples of 24 hours, so that "tomorrow" means
+//! [`Moment`] is what a calendar says, without words: the templates of mails put it into those of a language. The rest is
+//! English, for the command line. Pure. Days are calendar dates in the reader's zone, never multiples of 24 hours, so that "tomorrow" means
 //! what the reader's calendar says, also across a change of daylight-saving time. Every function is total: instants
 //! beyond the years that a calendar can hold are taken to its edge.
 
 use std::fmt;
 
-use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
@@ -68,13 +69,89 @@ impl fmt::Display for DayPhrase {
 
 /// A span of time in its largest unit that leaves at least two, rounded down.
 fn span(span: TimeDelta) -> String {
-    let (count, unit) = match (span.num_hours(), span.num_minutes(), span.num_seconds()) {
-        (hours @ 2.., ..) => (hours, "hours"),
-        (_, minutes @ 2.., _) => (minutes, "minutes"),
-        (.., 1) => (1, "second"),
-        (.., seconds) => (seconds, "seconds"),
-    };
-    format!("{count} {unit}")
+    let Span { count, unit } = Span::of(span);
+    format!("{count} {}", if count == 1 { unit.trim_end_matches('s') } else { unit })
+}
+
+/// A short span of time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// How many.
+    pub count: i64,
+    /// `hours`, `minutes` or `seconds`.
+    pub unit: &'static str,
+}
+
+impl Span {
+    /// In the largest unit that leaves at least two, rounded down.
+    fn of(span: TimeDelta) -> Self {
+        let (count, unit) = match (span.num_hours(), span.num_minutes(), span.num_seconds()) {
+            (hours @ 2.., ..) => (hours, "hours"),
+            (_, minutes @ 2.., _) => (minutes, "minutes"),
+            (.., seconds) => (seconds, "seconds"),
+        };
+        Self { count, unit }
+    }
+}
+
+/// An instant as a reader's calendar has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The difference of the calendar dates to now; negative when the day is over.
+    pub days: i64,
+    /// Whether it lies ahead.
+    pub ahead: bool,
+    /// How far away it is, where that is little.
+    pub span: Option<Span>,
+    /// The day of the month, from 1.
+    pub day: u32,
+    /// The month, from 1.
+    pub month: u32,
+    /// The year.
+    pub year: i32,
+    /// The day of the week: 1 is Monday, 7 Sunday.
+    pub weekday: u32,
+    /// Whether it is the end of that day: the midnight after it.
+    pub ends_day: bool,
+    /// The time of day, to the minute or, where seconds matter, to the second.
+    pub time: String,
+}
+
+impl Moment {
+    /// A deadline. At local midnight it belongs to the day that it ends.
+    pub fn of_deadline(deadline: Timestamp, now: Timestamp, zone: Tz) -> Self {
+        Self::of(deadline, last_day(deadline, zone), now, zone)
+    }
+
+    /// Something that happened.
+    pub fn of_past(at: Timestamp, now: Timestamp, zone: Tz) -> Self {
+        Self::of(at, local(at, zone).date_naive(), now, zone)
+    }
+
+    fn of(at: Timestamp, date: NaiveDate, now: Timestamp, zone: Tz) -> Self {
+        let away = (at - now).abs();
+        let moment = local(at, zone);
+        Self {
+            days: (date - local(now, zone).date_naive()).num_days(),
+            ahead: at > now,
+            span: (away > TimeDelta::zero() && away < SAY_WHAT_IS_LEFT).then(|| Span::of(away)),
+            day: date.day(),
+            month: date.month(),
+            year: date.year(),
+            weekday: date.weekday().number_from_monday(),
+            ends_day: date < moment.date_naive(),
+            time: time_of_day(moment),
+        }
+    }
+}
+
+/// How many days after today still belong to the same week, which ends on Sunday.
+pub fn days_left_in_week(now: Timestamp, zone: Tz) -> i64 {
+    7 - i64::from(local(now, zone).weekday().number_from_monday())
+}
+
+fn time_of_day(moment: DateTime<Tz>) -> String {
+    moment.format(if moment.timestamp() % 60 == 0 { "%H:%M" } else { "%H:%M:%S" }).to_string()
 }
 
 /// The deadline's date and time of day: "on 31 January 2027 at 09:30", or "at the end of 31 January 2027" at midnight.
@@ -84,8 +161,7 @@ pub fn date_phrase(deadline: Timestamp, zone: Tz) -> String {
     if day < moment.date_naive() {
         return format!("at the end of {}", day.format("%-d %B %Y"));
     }
-    let time = if moment.timestamp() % 60 == 0 { "%H:%M" } else { "%H:%M:%S" };
-    format!("on {} at {}", day.format("%-d %B %Y"), moment.format(time))
+    format!("on {} at {}", day.format("%-d %B %Y"), time_of_day(moment))
 }
 
 /// The instant to the second, with the zone's abbreviation where it has one, and its distance from UTC.

@@ -58,6 +58,17 @@ find_python() {
     done
 }
 
+# Prints the path of Chromium, if there is one.
+find_chromium() {
+    local path
+    for path in "${LAPSED_TEST_CHROMIUM:-}" "$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)"; do
+        if [[ -x $path ]]; then
+            printf '%s' "$path"
+            return
+        fi
+    done
+}
+
 # Stops the PostgreSQL that was started here. SIGQUIT is the immediate shutdown: the data is thrown away, so nothing
 # needs to be written.
 stop_postgres() {

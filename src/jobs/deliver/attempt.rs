@@ -9,7 +9,8 @@ use chrono::TimeDelta;
 use super::LEASE;
 use crate::clock::{Clock, Timestamp};
 use crate::escalation::Carried;
-use crate::mail::compose::{Alert, Composer, Content, Item, Letter};
+use crate::mail::compose::Composer;
+use crate::mail::letter::{Alert, Content, Item, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policy::{Reason, Verdict, recheck};
@@ -119,8 +120,8 @@ impl Attempt {
 fn item(said: &Carried, facts: &Facts) -> Option<Item> {
     let (token, owner) = facts.tokens.get(&said.reminder.token)?.clone();
     let why = said.reminder.reason.unwrap_or(Reason::NoContact);
-    let escalation = said.reminder.escalation.then(|| why.to_string());
-    Some(Item { token, owner, lead: said.reminder.claimed.lead, escalation })
+    let escalation = said.reminder.escalation.then_some(why);
+    Some(Item { token, owner, lead: said.reminder.claimed.lead, escalation, change: None })
 }
 
 /// What a message carries, sorted.

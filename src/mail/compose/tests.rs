@@ -5,8 +5,10 @@ use unicode_width::UnicodeWidthStr;
 use uuid::Uuid;
 
 use super::*;
+use crate::mail::letter::Change;
 use crate::mail::wrap::COLUMNS;
-use crate::token::{Address, Kind, OwnerId, Status, TokenId};
+use crate::policy::{Lead, Reason};
+use crate::token::{Address, Contact, Kind, MessageId, Owner, OwnerId, Status, Token, TokenId};
 
 const LINK: &str = "https://tokens.example.org/";
 
@@ -53,7 +55,7 @@ fn item(number: u128, description: &str, expires_at: Timestamp) -> Item {
         ended_at: None,
         replaced_by: None,
     };
-    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None }
+    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None }
 }
 
 /// 23:00 UTC on the 31st is the end of that day in Berlin.
@@ -78,17 +80,20 @@ struct Read {
     text: String,
     html: String,
     head: String,
+    calendar: Option<String>,
 }
 
 fn read(bytes: &[u8]) -> Read {
     let parsed: Parsed<'_> = MessageParser::default().parse(bytes).expect("a mail");
-    assert_eq!((parsed.text_body_count(), parsed.html_body_count(), parsed.attachment_count()), (1, 1, 0));
+    assert_eq!((parsed.text_body_count(), parsed.html_body_count()), (1, 1));
+    assert!(parsed.attachment_count() <= 1, "a calendar file at most");
     let raw = String::from_utf8_lossy(bytes);
     Read {
         subject: parsed.subject().expect("a subject").to_owned(),
         text: parsed.body_text(0).expect("a text").replace("\r\n", "\n"),
         html: parsed.body_html(0).expect("HTML").into_owned(),
         head: raw.split_once("\r\n\r\n").expect("a head").0.to_owned(),
+        calendar: parsed.attachment(0).map(|part| part.text_contents().expect("a calendar file").to_owned()),
     }
 }
 
@@ -115,6 +120,8 @@ fn one_token_says_everything_about_it() {
          \u{20} owner     Platform Team (platform)\n\
          \u{20} token     additional, ends in ...x7Qa\n\
          \u{20} scopes    repo:read, repo:write\n\
+         \u{20} created   2 November 2026, 2 months ago\n\
+         \u{20} last used never used, it may be safe to let it expire\n\
          \u{20} replace   https://tokens.example.org/00000000-0000-0000-0000-00000000a000/00000000-0000-0000-0000-00000000b001?x=\n\
          \n\
          To keep what uses a token working, replace the token before its deadline\n\
@@ -128,7 +135,7 @@ fn one_token_says_everything_about_it() {
     assert!(mail.html.contains("<html lang=\"en\">"));
     assert!(mail.html.contains("in 7 days, at the end of 31 January 2027"));
     assert!(mail.html.contains(
-        "<a href=\"https:&#x2f;&#x2f;tokens.example.org&#x2f;00000000-0000-0000-0000-00000000a000&#x2f;00000000-0000-0000-0000-00000000b001?x=\""
+        "<a class=\"button\" href=\"https:&#x2f;&#x2f;tokens.example.org&#x2f;00000000-0000-0000-0000-00000000a000&#x2f;00000000-0000-0000-0000-00000000b001?x=\""
     ));
 }
 
@@ -141,14 +148,14 @@ fn the_headers_are_those_of_an_automatic_mail() {
     assert_eq!(
         lines,
         [
-            " boundary=\"lapsed-00000000-0000-0000-0000-00000000d000\"",
+            " boundary=\"lapsed-parts-00000000-0000-0000-0000-00000000d000\"",
             "Auto-Submitted: auto-generated",
-            "Content-Type: multipart/alternative;",
+            "Content-Type: multipart/mixed;",
             "Date: Sun, 24 Jan 2027 08:00:00 +0000",
             "From: \"Token watch\" <lapsed@example.org>",
             "MIME-Version: 1.0",
             "Message-ID: <00000000-0000-0000-0000-00000000d000@example.org>",
-            "References: <owner-00000000-0000-0000-0000-00000000a000@example.org>",
+            "References: <token-00000000-0000-0000-0000-00000000b001@example.org>",
             "Reply-To: help@example.org",
             "Subject: \"key 1\" expires in 7 days",
             "To: ann@example.org",
@@ -174,7 +181,7 @@ fn composing_again_makes_the_same_mail() {
 fn subjects_say_first_what_it_is_about() {
     let escalated = |number, owner_number, days| Item {
         owner: owner(owner_number),
-        escalation: Some("the owner has no contact that takes mail".into()),
+        escalation: Some(Reason::NoContact),
         ..in_days(number, days)
     };
     for (items, subject) in [
@@ -240,8 +247,8 @@ fn the_fallback_learns_who_could_not_be_told_and_why() {
     imported.token.external_id = Some("gitlab/42".into());
     let items = vec![
         in_days(3, 9),
-        Item { escalation: Some(why.into()), ..in_days(1, 7) },
-        Item { escalation: Some(why.into()), ..imported },
+        Item { escalation: Some(Reason::NoContact), ..in_days(1, 7) },
+        Item { escalation: Some(Reason::NoContact), ..imported },
     ];
     let mail = compose(items);
     let (own, escalated) = mail.text.split_once("THESE OWNERS COULD NOT BE TOLD\n").expect("two parts");
@@ -277,9 +284,12 @@ fn without_a_link_the_mail_says_who_can_replace_a_token() {
 }
 
 #[test]
-fn reminders_of_several_owners_are_no_thread() {
-    let two = vec![in_days(1, 7), Item { owner: owner(1), ..in_days(2, 7) }];
-    assert!(!compose(two).head.contains("References"));
+fn a_mail_about_several_tokens_begins_a_thread_of_its_own() {
+    assert!(!compose(vec![in_days(1, 7), in_days(2, 7)]).head.contains("References"));
+    let first = "References: <token-00000000-0000-0000-0000-00000000b001@example.org>";
+    for days in [30, 7, -1] {
+        assert!(compose(vec![in_days(1, days)]).head.contains(first), "later mails about one token follow the first");
+    }
 }
 
 #[test]
@@ -340,7 +350,8 @@ fn hostile_texts_become_neither_headers_nor_links_nor_markup() {
     item.token.scopes = vec![hostile.into()];
     item.token.hint = Some(hostile.into());
     item.token.external_id = Some(hostile.into());
-    let escalated = Item { escalation: Some(hostile.into()), ..item.clone() };
+    item.change = Some(Change { before: None, by: Some(hostile.into()) });
+    let escalated = Item { escalation: Some(Reason::NoContact), ..item.clone() };
     let mail = compose(vec![item, escalated]);
     check(&mail);
     assert!(mail.text.contains("{{ 7 * 7"), "a template in a description is a text");
@@ -365,12 +376,25 @@ fn check(mail: &Read) {
         let start = at.saturating_sub("https".len());
         assert!(mail.text.get(start..).is_some_and(|rest| rest.starts_with(LINK)), "{:?}", mail.text);
     }
-    let allowed =
-        ["!DOCTYPE", "a", "bdi", "body", "code", "div", "h1", "h2", "h3", "head", "html", "meta", "p", "style"];
+    let allowed = [
+        "!DOCTYPE", "a", "bdi", "body", "code", "div", "h1", "h2", "h3", "head", "html", "meta", "p", "style", "tbody",
+    ];
     let allowed = allowed.into_iter().chain(["table", "td", "th", "title", "tr"]).collect::<Vec<_>>();
     for tag in mail.html.split('<').skip(1) {
         let name = tag.trim_start_matches('/').split(['>', ' ']).next().unwrap_or_default();
         assert!(allowed.contains(&name), "<{tag}");
+    }
+    let names =
+        ["BEGIN", "VERSION", "PRODID", "METHOD", "UID", "SEQUENCE", "DTSTAMP", "DTSTART", "SUMMARY", "DESCRIPTION"];
+    let names: Vec<&str> = names.into_iter().chain(["URL", "TRANSP", "ACTION", "TRIGGER", "END"]).collect();
+    let calendar = mail.calendar.as_deref().unwrap_or_default();
+    for line in calendar.split_terminator("\r\n").filter(|line| !line.starts_with(' ')) {
+        let name = line.split(':').next().unwrap_or_default();
+        assert!(names.contains(&name) && !line.contains(hidden), "{line:?}");
+        assert!(name != "URL" || line.starts_with(&format!("URL:{LINK}")), "{line:?}");
+    }
+    if mail.calendar.is_some() {
+        assert!(calcard::icalendar::ICalendar::parse(calendar).is_ok(), "{calendar:?}");
     }
     for link in mail.html.split("href=\"").skip(1) {
         assert!(link.starts_with("https:&#x2f;&#x2f;tokens.example.org&#x2f;"), "{link}");
@@ -403,8 +427,11 @@ proptest! {
         scope in hostile_text(),
         hint in hostile_text(),
         external_id in hostile_text(),
-        why in prop::option::of(hostile_text()),
+        by in prop::option::of(hostile_text()),
+        escalated: bool,
+        german: bool,
         sender in hostile_text(),
+        address in prop::option::of(hostile_text()),
         days in -400i64..400,
     ) {
         let mut item = item(1, &description, now() + TimeDelta::days(days));
@@ -413,11 +440,24 @@ proptest! {
         item.token.scopes = vec![scope; 30];
         item.token.hint = Some(hint);
         item.token.external_id = Some(external_id);
-        item.escalation = why;
+        item.escalation = escalated.then_some(Reason::Undeliverable);
+        item.change = by.map(|by| Change { before: None, by: Some(by) });
+        item.owner.locale = if german { "de" } else { "en" }.into();
         let mut from: Mailbox = "lapsed@example.org".parse().expect("a mailbox");
         from.name = Some(sender);
         let composer = Composer::new(from, Some("help@example.org".parse().expect("a mailbox")), Some(format!("{LINK}{{external_id}}")));
-        let composed = composer.expect("a composer").compose(&letter(vec![item]), now()).expect("composed");
+        let mut letter = letter(vec![item]);
+        let composer = composer.expect("a composer");
+        if let Some(address) = address {
+            let mut hostile = letter.clone();
+            hostile.to.address = Address::from_store(format!("{address}@example.org"));
+            match composer.compose(&hostile, now()) {
+                Ok(composed) => check(&read(&composed.bytes)),
+                Err(error) => prop_assert!(matches!(error, ComposeError::Recipient(_)), "{error}"),
+            }
+            letter.to.locale = Some(address);
+        }
+        let composed = composer.compose(&letter, now()).expect("composed");
         prop_assert!(composed.bytes.is_ascii());
         prop_assert!(composed.bytes.split(|byte| *byte == b'\n').all(|line| line.len() <= 998 && (line.is_empty() || line.ends_with(b"\r"))));
         prop_assert!(composed.bytes.len() < 200_000, "{}", composed.bytes.len());
