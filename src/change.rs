@@ -7,7 +7,7 @@ use chrono::TimeDelta;
 
 use crate::clock::Timestamp;
 use crate::policy::{Deadline, is_another_deadline, must_be_planned};
-use crate::token::{Kind, Owner, Secret, Status, Token, TokenId};
+use crate::token::{Kind, NEVER, Owner, Secret, Status, Token, TokenId};
 
 /// What a change makes of a token.
 #[derive(Clone, Debug)]
@@ -58,6 +58,8 @@ pub struct Edit {
     pub description: Option<String>,
     /// The new deadline; `Some(None)`: never.
     pub expires_at: Option<Option<Timestamp>>,
+    /// Whether somebody else than the owner moves it, and the owner is to be told.
+    pub by_another: bool,
 }
 
 /// Changes the description or the deadline.
@@ -68,11 +70,15 @@ pub fn edit(token: &Token, edit: &Edit, now: Timestamp) -> Result<Changed, Refus
     still_active(token, now)?;
     let mut token = token.clone();
     if let Some(description) = &edit.description {
-        token.description.clone_from(description);
+        describe(&mut token, description, now);
     }
     if let Some(expires_at) = edit.expires_at {
         ahead(expires_at, now)?;
+        let before = token.expires_at;
         set_deadline(&mut token, expires_at, now);
+        if edit.by_another {
+            note_move(&mut token, before);
+        }
     }
     Ok(Changed { token, successor: None })
 }
@@ -118,6 +124,9 @@ pub fn rotate(
         if grace > TimeDelta::zero() {
             old.status = Status::Active;
             old.ended_at = None;
+            // What was written of it before is no longer true: a use from now on makes everything owed anew.
+            old.generation = old.generation.saturating_add(1);
+            old.moved_from = None;
             let end = now.checked_add_signed(grace).unwrap_or(Timestamp::MAX_UTC);
             old.expires_at = Some(old.expires_at.map_or(end, |expires_at| expires_at.min(end)));
             mark_unplanned(&mut old, now);
@@ -185,7 +194,7 @@ pub fn import_new(owner: &Owner, source: &str, external_id: &str, watched: &Watc
 /// A token that is seen in a list again. One that was renewed elsewhere is active again; the list is right.
 pub fn import_again(token: &Token, watched: &Watched, now: Timestamp) -> Token {
     let mut token = token.clone();
-    token.description.clone_from(&watched.description);
+    describe(&mut token, &watched.description, now);
     token.last_used_at = token.last_used_at.max(watched.last_used_at);
     if let Some(revoked_at) = watched.revoked_at {
         if token.status != Status::Revoked {
@@ -203,11 +212,28 @@ pub fn import_again(token: &Token, watched: &Watched, now: Timestamp) -> Token {
         token.generation = token.generation.saturating_add(1);
         token.deadline_set_at = now;
         token.expires_at = watched.expires_at;
+        token.moved_from = None;
         mark_unplanned(&mut token, now);
     } else if token.status == Status::Active && token.expires_at != watched.expires_at {
+        let before = token.expires_at;
         set_deadline(&mut token, watched.expires_at, now);
+        // A list does not say who moved it. Who renews a token is its owner, mostly, and knows; one that ends earlier than it did was
+        // cut short by somebody else.
+        if before.unwrap_or(NEVER) > watched.expires_at.unwrap_or(NEVER) {
+            note_move(&mut token, before);
+        }
     }
     token
+}
+
+/// Changes what a token is for. It may follow another policy by that, which may owe a reminder that is due already.
+fn describe(token: &mut Token, description: &str, now: Timestamp) {
+    if token.description != description {
+        description.clone_into(&mut token.description);
+        if token.status == Status::Active {
+            mark_unplanned(token, now);
+        }
+    }
 }
 
 /// Sets a token's deadline: counts a new generation where it is another deadline, and marks what must be planned.
@@ -215,9 +241,18 @@ pub fn set_deadline(token: &mut Token, expires_at: Option<Timestamp>, now: Times
     if is_another_deadline(token.expires_at, expires_at) {
         token.generation = token.generation.saturating_add(1);
         token.deadline_set_at = now;
+        token.moved_from = None;
     }
     token.expires_at = expires_at;
     mark_unplanned(token, now);
+}
+
+/// Remembers from where somebody else than the owner moved a deadline, and marks the token: its owner is to be told now.
+fn note_move(token: &mut Token, before: Option<Timestamp>) {
+    if token.expires_at.is_some() && is_another_deadline(before, token.expires_at) {
+        token.moved_from = Some(before.unwrap_or(NEVER));
+        token.unplanned = true;
+    }
 }
 
 /// Marks a token whose reminders may be due already. Never takes a mark away: only the planner does.
@@ -311,7 +346,7 @@ mod tests {
     fn grace_never_outlasts_the_deadline() {
         let old = token(Kind::Additional, Some(at(90)));
         let early = rotate(&old, TimeDelta::days(2), None, at(80)).expect("allowed").token;
-        assert_eq!((early.status, early.expires_at), (Status::Active, Some(at(82))));
+        assert_eq!((early.status, early.expires_at, early.generation), (Status::Active, Some(at(82)), 1));
         let late = rotate(&old, TimeDelta::days(2), None, at(89)).expect("allowed").token;
         assert_eq!(late.expires_at, Some(at(90)));
     }

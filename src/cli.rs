@@ -305,7 +305,7 @@ impl Command {
             Self::Token(TokenCommand::Rotate(rotate)) => rotate.run(&store, &*clock).await,
             Self::Token(TokenCommand::Revoke(revoke)) => revoke.run(&store, &*clock).await,
             Self::Token(TokenCommand::List(list)) => list.run(&store, &*clock).await,
-            Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock).await,
+            Self::Token(TokenCommand::Show(show)) => show.run(&store, &*clock, settings).await,
             Self::Token(TokenCommand::Import(import)) => {
                 import.run(&store, &*clock, settings.retention.ended_tokens).await
             }

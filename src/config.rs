@@ -28,7 +28,10 @@ pub use reader::Invalid;
 pub use smtp::{Login, Proof, Relay, Smtp, Timeouts, Tls};
 pub use store_url::StoreUrl;
 
+use crate::digest::{Digest, Window};
+use crate::policies::Match;
 use crate::schedule::Cron;
+use crate::token;
 use reader::Reader;
 
 /// The file that is read where no other is named, if it exists.
@@ -43,6 +46,8 @@ pub struct Settings {
     pub schedule: Schedule,
     /// Which reminders are owed.
     pub reminders: Reminders,
+    /// When messages about them may go.
+    pub digest: Digest,
     /// How mail leaves, and what it says of us.
     pub mail: Mail,
     /// How much may happen in an hour.
@@ -86,6 +91,23 @@ pub struct Reminders {
     pub expired_notice: bool,
     /// The age from which an expired notice is recorded and not sent; not negative.
     pub stale_after: TimeDelta,
+    /// Whether nobody is told of tokens that nobody uses.
+    pub skip_unused: bool,
+    /// Policies for groups of tokens; the first that fits counts.
+    pub policies: Vec<PolicyFor>,
+}
+
+/// `[[reminders.policy]]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyFor {
+    /// For which tokens; not for all.
+    pub matches: Match,
+    /// How long before the deadline, as in [`Reminders`]; `None`: as for the others.
+    pub lead_times: Option<Vec<TimeDelta>>,
+    /// When mail may go that is not urgent; `None`: as for the others.
+    pub window: Option<Window>,
+    /// Who is told besides those who are told anyway.
+    pub contacts: Vec<token::Address>,
 }
 
 /// `[mail]`

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use chrono::TimeDelta;
+
 use crate::policy::{Deadline, Lead};
 use crate::store::accounts::ReminderState;
 use crate::store::reports::LedgerRow;
@@ -18,26 +20,35 @@ pub enum Verdict {
     Silent(String),
 }
 
+/// By when owners must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InTime {
+    /// The shortest lead.
+    pub shortest: Lead,
+    /// How long a mail about it waits at most.
+    pub wait: TimeDelta,
+}
+
 /// What the ledger says of deadlines, by token and generation.
 #[derive(Debug, Default)]
 pub struct Ledger(HashMap<(TokenId, i32), Vec<LedgerRow>>);
 
 impl Ledger {
-    /// Takes a row. Expired notices say nothing about who knew in time, and neither does what the fallback was told.
+    /// Takes a row. Expired notices and word of a change say nothing about who knew in time, and neither does what the fallback was told.
     pub fn add(&mut self, row: LedgerRow) {
-        if row.lead > Lead::EXPIRED && !row.escalation {
+        if row.lead != Lead::EXPIRED && row.lead != Lead::CHANGED && !row.escalation {
             self.0.entry((row.token, row.generation)).or_default().push(row);
         }
     }
 
-    /// How it went with a token whose deadline has passed, where this is the shortest lead.
-    pub fn verdict(&self, token: &Token, shortest: Lead) -> Verdict {
+    /// How it went with a token whose deadline has passed.
+    pub fn verdict(&self, token: &Token, InTime { shortest, wait }: InTime) -> Verdict {
         let Some(deadline) = Deadline::of(token) else { return Verdict::NotOwed };
         let rows = self.0.get(&(token.id, token.generation)).map_or(&[][..], Vec::as_slice);
         let told = || rows.iter().filter(|row| row.state == ReminderState::Sent).filter_map(|row| row.settled_at);
         let in_time = shortest.due_at(deadline.expires_at);
         // A reminder leaves when it is due, and a moment later it is told: that is in time.
-        let latest = in_time + chrono::TimeDelta::minutes(15);
+        let latest = in_time + wait + TimeDelta::minutes(5);
         if told().any(|at| at <= latest) {
             return Verdict::Covered;
         }
@@ -104,7 +115,7 @@ mod tests {
         let verdict = |rows: Vec<LedgerRow>| {
             let mut ledger = Ledger::default();
             rows.into_iter().for_each(|row| ledger.add(row));
-            ledger.verdict(&token, day)
+            ledger.verdict(&token, InTime { shortest: day, wait: TimeDelta::minutes(10) })
         };
         let silent = |why: &str| Verdict::Silent(why.to_owned());
         assert_eq!(verdict(vec![row(&token, 168, Sent, -167)]), Verdict::Covered);
@@ -129,7 +140,8 @@ mod tests {
     #[test]
     fn a_brief_life_owes_nothing() {
         let ledger = Ledger::default();
-        assert_eq!(ledger.verdict(&token(29), Lead::new(TimeDelta::hours(24))), Verdict::NotOwed);
-        assert!(matches!(ledger.verdict(&token(30), Lead::new(TimeDelta::hours(24))), Verdict::Silent(_)));
+        let in_time = InTime { shortest: Lead::new(TimeDelta::hours(24)), wait: TimeDelta::zero() };
+        assert_eq!(ledger.verdict(&token(29), in_time), Verdict::NotOwed);
+        assert!(matches!(ledger.verdict(&token(30), in_time), Verdict::Silent(_)));
     }
 }

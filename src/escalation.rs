@@ -1,14 +1,16 @@
 //! What the fallback is told of reminders that their contact was not.
 //!
-//! Where the address was at fault, it is enough that another contact of the owner is told of the same; where the message
-//! was, whoever operates lapsed must hear of it. Whether it is still true is checked when it is sent.
+//! Where the address was at fault, it is enough that another contact of the owner, or somebody who watches the token, is told of
+//! the same; where the message was, whoever operates lapsed must hear of it. Whether it is still true is checked when it is sent.
+
+use std::collections::HashMap;
 
 use crate::policy::Reason;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedReminder, Settled};
 use crate::store::planning::NewReminder;
 use crate::store::{Result, Store};
-use crate::token::{ContactId, OwnerId};
+use crate::token::{ContactId, OwnerId, TokenId};
 
 /// A reminder that a message carries.
 #[derive(Clone, Copy, Debug)]
@@ -48,10 +50,16 @@ pub async fn escalations<S: Store>(
     let mut owners: Vec<OwnerId> = unsaid.iter().filter_map(|unsaid| unsaid.owner).collect();
     owners.sort_unstable();
     owners.dedup();
-    let reachable = if address_at_fault { store.reachable(&owners).await? } else { Default::default() };
+    let (mut reachable, mut watchers) = (HashMap::new(), HashMap::new());
+    if address_at_fault {
+        let tokens: Vec<TokenId> = unsaid.iter().map(|unsaid| unsaid.reminder.token).collect();
+        reachable = store.reachable(&owners).await?;
+        watchers = store.watchers(&tokens).await?;
+    }
     for unsaid in unsaid {
-        let contacts = unsaid.owner.and_then(|owner| reachable.get(&owner)).map_or(&[][..], Vec::as_slice);
-        let others: Vec<ContactId> = contacts.iter().copied().filter(|other| *other != contact).collect();
+        let speakers = unsaid.owner.and_then(|owner| reachable.get(&owner)).into_iter().flatten();
+        let contacts = speakers.chain(watchers.get(&unsaid.reminder.token).into_iter().flatten());
+        let others: Vec<ContactId> = contacts.copied().filter(|other| *other != contact).collect();
         if others.is_empty() || !store.is_told(&unsaid.reminder, &others).await? {
             escalated.push(unsaid.reminder.escalated(fallback, Some(why)));
         }

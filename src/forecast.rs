@@ -7,7 +7,8 @@ use chrono::NaiveDate;
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
-use crate::policy::{Deadline, Decision, Lead, Policy, due_reminders};
+use crate::policies::{Group, Traits, group_of};
+use crate::policy::{Deadline, Decision, Lead, Policy, Usage, due_reminders};
 use crate::store::accounts::ReminderState;
 use crate::store::reports::LedgerRow;
 use crate::token::{ContactId, OwnerId, Token, TokenId};
@@ -36,16 +37,16 @@ pub struct Ahead {
     pub generation: i32,
     /// Its deadline.
     pub deadline: Deadline,
-    /// Whether it has a successor.
-    pub replaced: bool,
+    /// Whether anybody still uses it. What nobody uses now is taken to stay so.
+    pub usage: Usage,
 }
 
 impl Ahead {
     /// A token that has a deadline.
     pub fn of(token: &Token) -> Option<Self> {
         let deadline = Deadline::of(token)?;
-        let Token { id, owner, generation, replaced_by, .. } = token;
-        Some(Self { token: *id, owner: *owner, generation: *generation, deadline, replaced: replaced_by.is_some() })
+        let Token { id, owner, generation, .. } = token;
+        Some(Self { token: *id, owner: *owner, generation: *generation, deadline, usage: Usage::of(token) })
     }
 }
 
@@ -80,6 +81,8 @@ impl Told {
 #[derive(Debug)]
 pub struct Forecast {
     policy: Policy,
+    groups: Vec<Group>,
+    skip_unused: bool,
     now: Timestamp,
     first: NaiveDate,
     zone: Tz,
@@ -89,18 +92,33 @@ pub struct Forecast {
 
 impl Forecast {
     /// For so many days from now on, as the calendar of this zone counts them.
-    pub fn new(policy: Policy, now: Timestamp, days: u16, zone: Tz) -> Self {
+    pub fn new(policy: Policy, groups: Vec<Group>, skip_unused: bool, now: Timestamp, days: u16, zone: Tz) -> Self {
         let first = now.with_timezone(&zone).date_naive();
-        Self { policy, now, first, zone, days: vec![Day::default(); usize::from(days)], mailed: HashSet::new() }
+        Self {
+            policy,
+            groups,
+            skip_unused,
+            now,
+            first,
+            zone,
+            days: vec![Day::default(); usize::from(days)],
+            mailed: HashSet::new(),
+        }
     }
 
     /// The widest lead: what is due now speaks of deadlines no further ahead.
     pub fn widest(&self) -> Option<Lead> {
-        self.policy.leads().first().copied()
+        let policies = self.groups.iter().map(|group| &group.policy).chain([&self.policy]);
+        policies.filter_map(|policy| policy.leads().first()).max().copied()
     }
 
-    /// Adds an active token, and the contacts of its owner that take mail.
-    pub fn add(&mut self, ahead: &Ahead, told: &Told, contacts: &[ContactId]) {
+    /// The place of the policy that a token follows, where it is not the one for all.
+    pub fn group_of(&self, token: &Traits) -> Option<usize> {
+        group_of(&self.groups, token).map(|(place, _)| place)
+    }
+
+    /// Adds an active token, which policy it follows, and the contacts that take mail about it whatever that is.
+    pub fn add(&mut self, ahead: &Ahead, group: Option<usize>, told: &Told, contacts: &[ContactId]) {
         let deadline = ahead.deadline;
         if deadline.expires_at <= self.now {
             return;
@@ -108,24 +126,29 @@ impl Forecast {
         if let Some(day) = self.day(deadline.expires_at) {
             self.days[day].expire += 1;
         }
-        if ahead.replaced {
+        if ahead.usage.is_left_behind() {
             return;
         }
+        let group = group.and_then(|place| self.groups.get(place));
+        let policy = group.map_or(&self.policy, |group| &group.policy).clone();
+        let others = group.map_or(&[][..], |group| &group.contacts).iter().map(|(contact, _)| contact);
+        let mut contacts: Vec<ContactId> = contacts.iter().chain(others).copied().collect();
+        contacts.sort_unstable();
+        contacts.dedup();
+        let skips = |now: Timestamp| self.skip_unused && ahead.usage.is_unused(now);
         // What is due now and not written yet is written by the next pass: of an import, say, or of a lead that is new.
-        let widest = self.widest().unwrap_or(Lead::EXPIRED);
-        let due = due_reminders(&self.policy, deadline, self.now, widest);
-        for (lead, _) in due.into_iter().filter(|(_, decision)| *decision == Decision::Send) {
-            if !told.leaves_out(ahead, lead) {
-                self.remind(0, contacts);
-            }
-        }
-        let notice = self.policy.expired_notice().then_some(Lead::EXPIRED);
-        let leads: Vec<Lead> = self.policy.leads().iter().copied().chain(notice).collect();
-        for lead in leads.into_iter().filter(|lead| deadline.owes(*lead)) {
+        let widest = policy.leads().first().copied().unwrap_or(Lead::EXPIRED);
+        let due = due_reminders(&policy, deadline, self.now, widest);
+        let now = due.into_iter().find(|(_, decision)| *decision == Decision::Send);
+        let now = now.filter(|(lead, _)| !skips(self.now) && !told.leaves_out(ahead, *lead)).map(|_| 0);
+        let notice = policy.expired_notice().then_some(Lead::EXPIRED);
+        let leads = policy.leads().iter().copied().chain(notice).filter(|lead| deadline.owes(*lead));
+        let later = leads.filter_map(|lead| {
             let due = lead.due_at(deadline.expires_at);
-            let Some(day) = self.day(due).filter(|_| due > self.now) else { continue };
-            self.remind(day, contacts);
-        }
+            self.day(due).filter(|_| due > self.now && !skips(due))
+        });
+        let days: Vec<usize> = now.into_iter().chain(later).collect();
+        days.into_iter().for_each(|day| self.remind(day, &contacts));
     }
 
     fn remind(&mut self, day: usize, contacts: &[ContactId]) {
@@ -159,15 +182,26 @@ mod tests {
     use chrono::{TimeDelta, TimeZone, Utc};
 
     use super::*;
-    use crate::token::Bucket;
+    use crate::digest::Digest;
+    use crate::policies::Match;
+    use crate::token::{Address, Bucket, Kind};
 
     fn now() -> Timestamp {
         Utc.with_ymd_and_hms(2027, 1, 1, 9, 0, 0).unwrap()
     }
 
     fn forecast() -> Forecast {
+        with_groups(Vec::new())
+    }
+
+    fn with_groups(groups: Vec<Group>) -> Forecast {
         let leads = [7, 1].map(|days| Lead::new(TimeDelta::days(days)));
-        Forecast::new(Policy::new(leads, true, TimeDelta::days(7)), now(), 10, chrono_tz::UTC)
+        Forecast::new(Policy::new(leads, true, TimeDelta::days(7)), groups, true, now(), 10, chrono_tz::UTC)
+    }
+
+    /// Of a token that was used today.
+    fn used() -> Usage {
+        Usage { is_known: true, last_used_at: Some(now()), replaced_at: None }
     }
 
     fn in_days(expires: i64) -> Deadline {
@@ -177,7 +211,7 @@ mod tests {
     fn ahead(deadline: Deadline) -> Ahead {
         let bucket = Bucket::from_number(7);
         let (token, owner) = (TokenId::new(bucket, now()), OwnerId::new(bucket, now()));
-        Ahead { token, owner, generation: 0, deadline, replaced: false }
+        Ahead { token, owner, generation: 0, deadline, usage: used() }
     }
 
     fn counts(forecast: &Forecast) -> Vec<(u64, u64, u64)> {
@@ -189,8 +223,8 @@ mod tests {
         let (ann, bob) = (ContactId::new(Bucket::from_number(2), now()), ContactId::new(Bucket::from_number(3), now()));
         let mut forecast = forecast();
         let told = Told::default();
-        forecast.add(&ahead(in_days(8)), &told, &[ann, bob]);
-        forecast.add(&ahead(in_days(8)), &told, &[ann]);
+        forecast.add(&ahead(in_days(8)), None, &told, &[ann, bob]);
+        forecast.add(&ahead(in_days(8)), None, &told, &[ann]);
         let mut expected = vec![(0, 0, 0); 10];
         expected[1] = (0, 3, 2); // the 7d lead; ann gets one mail about two tokens
         expected[7] = (0, 3, 2);
@@ -203,14 +237,18 @@ mod tests {
     fn what_owes_nothing_adds_nothing() {
         let mut forecast = forecast();
         let told = Told::default();
-        forecast.add(&Ahead { replaced: true, ..ahead(in_days(3)) }, &told, &[]);
-        forecast.add(&ahead(in_days(50)), &told, &[]);
-        forecast.add(&ahead(in_days(0)), &told, &[]);
+        let replaced = Usage { replaced_at: Some(now()), ..used() };
+        forecast.add(&Ahead { usage: replaced, ..ahead(in_days(3)) }, None, &told, &[]);
+        let unused = Usage { last_used_at: Some(now() - TimeDelta::days(91)), ..used() };
+        forecast.add(&Ahead { usage: unused, ..ahead(in_days(4)) }, None, &told, &[]);
+        forecast.add(&ahead(in_days(50)), None, &told, &[]);
+        forecast.add(&ahead(in_days(0)), None, &told, &[]);
         let mut expected = vec![(0, 0, 0); 10];
         expected[3] = (1, 0, 0); // a replaced token expires all the same
+        expected[4] = (1, 0, 0); // and so does one that nobody has used for 90 days
         assert_eq!(counts(&forecast), expected);
         // Nobody can be told of this one.
-        forecast.add(&ahead(in_days(9)), &told, &[]);
+        forecast.add(&ahead(in_days(9)), None, &told, &[]);
         let unreachable: Vec<u64> = forecast.days().map(|(_, day)| day.unreachable).collect();
         assert_eq!(unreachable, [0, 0, 1, 0, 0, 0, 0, 0, 1, 1], "a week before, the day before, and the notice");
     }
@@ -234,7 +272,7 @@ mod tests {
                 });
             }
             let mut forecast = forecast();
-            forecast.add(&token, &told, &[ann]);
+            forecast.add(&token, None, &told, &[ann]);
             counts(&forecast)[0]
         };
         assert_eq!(today(&[]), (0, 1, 1), "an import that no pass has come to, or a lead that is new");
@@ -243,5 +281,33 @@ mod tests {
         assert_eq!(today(&[(5, ReminderState::Sent)]), (0, 0, 0), "a tighter one was said under other settings");
         assert_eq!(today(&[(5, ReminderState::Superseded)]), (0, 1, 1));
         assert_eq!(today(&[(30, ReminderState::Sent)]), (0, 1, 1), "a wider one was");
+    }
+
+    #[test]
+    fn a_policy_has_its_own_leads_and_contacts() {
+        let (ann, sec) = (ContactId::new(Bucket::from_number(2), now()), ContactId::new(Bucket::from_number(3), now()));
+        let address = Address::parse("security@example.org").expect("an address");
+        let group = Group {
+            matches: Match { kind: Some(Kind::Primary), ..Match::default() },
+            policy: Policy::new([Lead::new(TimeDelta::days(3))], true, TimeDelta::days(7)),
+            digest: Digest::holding(TimeDelta::zero()),
+            contacts: vec![(sec, address)],
+        };
+        let mut forecast = with_groups(vec![group]);
+        let told = Told::default();
+        let traits = |kind| Traits { kind, scopes: Vec::new(), owner_key: "ann".into(), description: "laptop".into() };
+        let place = |kind| forecast.group_of(&traits(kind));
+        let (primary, additional) = (place(Kind::Primary), place(Kind::Additional));
+        assert_eq!((primary, additional), (Some(0), None));
+        forecast.add(&ahead(in_days(8)), primary, &told, &[ann]);
+        let mut expected = vec![(0, 0, 0); 10];
+        expected[5] = (0, 2, 2);
+        expected[8] = (1, 2, 2);
+        assert_eq!(counts(&forecast), expected);
+        forecast.add(&ahead(in_days(8)), additional, &told, &[ann]);
+        expected[1] = (0, 1, 1);
+        expected[7] = (0, 1, 1);
+        expected[8] = (2, 3, 2);
+        assert_eq!(counts(&forecast), expected);
     }
 }

@@ -17,7 +17,8 @@
 //! - [`config`] and [`schedule`]: what operators asked for, checked before anything starts.
 //! - [`clock`]: the only place that asks what time it is; everywhere else, time is an argument.
 //! - [`token`]: the words of the domain, as plain data.
-//! - [`policy`]: which reminders are owed, and when. [`change`]: what may be done to a token. Both are pure.
+//! - [`policy`]: which reminders are owed, and when. [`digest`]: when a message about them may go. [`policies`]: which tokens follow
+//!   rules of their own. [`change`]: what may be done to a token. All are pure.
 //! - [`store`]: SQLite and PostgreSQL behind one contract; the only code that speaks SQL.
 //! - [`verify`](mod@verify): the gate, which asks the store and the clock at every call.
 //! - [`mail`]: from a message to what the mail server answered, and what that means.
@@ -31,6 +32,8 @@ pub mod schedule;
 pub mod clock;
 pub mod token;
 pub mod policy;
+pub mod digest;
+pub mod policies;
 pub mod change;
 pub mod expires;
 pub mod store;

@@ -8,7 +8,7 @@ use std::fmt;
 use chrono::TimeDelta;
 
 use crate::clock::Timestamp;
-use crate::token::{Status, Token, words};
+use crate::token::{Status, Token, TokenId, words};
 
 /// A deadline that moves by no more than this stays the same deadline (the same generation).
 pub const SAME_DEADLINE: TimeDelta = TimeDelta::hours(1);
@@ -24,6 +24,10 @@ pub struct Lead(i64);
 impl Lead {
     /// The expired notice.
     pub const EXPIRED: Self = Self(0);
+
+    /// Word that somebody else than the owner moved the deadline. Longer than any lead time that can be configured: whatever
+    /// else is due of that deadline speaks instead.
+    pub const CHANGED: Self = Self(400_000 * 86_400);
 
     /// A lead time; negative spans become zero.
     pub fn new(span: TimeDelta) -> Self {
@@ -60,6 +64,9 @@ impl fmt::Display for Lead {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Self::EXPIRED {
             return f.pad("expired");
+        }
+        if *self == Self::CHANGED {
+            return f.pad("changed");
         }
         let unit = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")].into_iter().find(|(n, _)| self.0 % n == 0);
         let (seconds, unit) = unit.unwrap_or((1, "s"));
@@ -134,6 +141,64 @@ impl Deadline {
     }
 }
 
+/// A token that was not used for so long counts as unused.
+pub const UNUSED_AFTER: TimeDelta = TimeDelta::days(90);
+
+/// Whether anybody still uses a token, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Whether its uses are known: of a token that was imported they are only where the list says so.
+    pub is_known: bool,
+    /// When it was last used, to the minute.
+    pub last_used_at: Option<Timestamp>,
+    /// When it was replaced by a successor.
+    pub replaced_at: Option<Timestamp>,
+}
+
+impl Usage {
+    /// Of a token.
+    pub fn of(token: &Token) -> Self {
+        Self::new(token.issued, token.last_used_at, token.replaced_by)
+    }
+
+    /// Of a token that was issued here or not. It was replaced when its successor was made.
+    pub fn new(issued: bool, last_used_at: Option<Timestamp>, replaced_by: Option<TokenId>) -> Self {
+        Self {
+            is_known: issued || last_used_at.is_some(),
+            last_used_at,
+            replaced_at: replaced_by.map(|successor| successor.made_at().unwrap_or(Timestamp::MAX_UTC)),
+        }
+    }
+
+    /// Whether the token has a successor and has been silent since: nobody needs to hear of it any more.
+    ///
+    /// ```
+    /// # use chrono::{TimeDelta, TimeZone, Utc};
+    /// use lapsed::policy::Usage;
+    /// let noon = Utc.with_ymd_and_hms(2027, 1, 1, 12, 0, 0).unwrap();
+    /// let used_before = Usage { is_known: true, last_used_at: Some(noon), replaced_at: Some(noon + TimeDelta::hours(1)) };
+    /// assert!(used_before.is_left_behind());
+    /// let used_since = Usage { last_used_at: Some(noon + TimeDelta::hours(2)), ..used_before };
+    /// assert!(!used_since.is_left_behind());
+    /// assert!(!Usage { replaced_at: None, ..used_before }.is_left_behind());
+    /// ```
+    pub fn is_left_behind(self) -> bool {
+        self.replaced_at.is_some_and(|at| self.last_used_at.is_none_or(|used| used <= at))
+    }
+
+    /// Whether the token was never used, or not for [`UNUSED_AFTER`].
+    pub fn is_unused(self, now: Timestamp) -> bool {
+        self.is_known && self.last_used_at.is_none_or(|used| now - used > UNUSED_AFTER)
+    }
+
+    /// Whether a use at `now` makes reminders owed that no watermark will come across: until now the token may have owed
+    /// none, because it was left behind or unused.
+    pub fn wakes(self, deadline: Option<Deadline>, now: Timestamp) -> bool {
+        let slept = self.is_left_behind() || self.is_unused(now);
+        slept && deadline.is_some_and(|deadline| must_be_planned(deadline, now))
+    }
+}
+
 /// What becomes of a reminder when it is written to the ledger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Decision {
@@ -179,6 +244,23 @@ pub fn due_reminders(policy: &Policy, deadline: Deadline, now: Timestamp, widest
     due.enumerate().map(|(i, lead)| (lead, if i == 0 { Decision::Send } else { Decision::Superseded })).collect()
 }
 
+/// Until when a reminder at this lead has something to say that no other has said: the next shorter lead falls due, or the
+/// deadline passes.
+///
+/// ```
+/// # use chrono::{TimeDelta, TimeZone, Utc};
+/// use lapsed::policy::{speaks_until, Lead, Policy};
+/// let days = |n| Lead::new(TimeDelta::days(n));
+/// let policy = Policy::new([days(30), days(7)], true, TimeDelta::days(7));
+/// let deadline = Utc.with_ymd_and_hms(2027, 4, 1, 0, 0, 0).unwrap();
+/// assert_eq!(speaks_until(&policy, deadline, days(30)), deadline - TimeDelta::days(7));
+/// assert_eq!(speaks_until(&policy, deadline, days(7)), deadline);
+/// ```
+pub fn speaks_until(policy: &Policy, expires_at: Timestamp, lead: Lead) -> Timestamp {
+    let next = policy.leads.iter().find(|shorter| **shorter < lead);
+    next.map_or(expires_at, |shorter| shorter.due_at(expires_at))
+}
+
 /// What becomes of the expired notice of a token whose deadline has passed; `None`: no notice is owed.
 ///
 /// ```
@@ -186,15 +268,52 @@ pub fn due_reminders(policy: &Policy, deadline: Deadline, now: Timestamp, widest
 /// use lapsed::policy::{expired_notice, Decision, Policy};
 /// let policy = Policy::new([], true, TimeDelta::days(7));
 /// let deadline = Utc.with_ymd_and_hms(2027, 1, 1, 0, 0, 0).unwrap();
-/// assert_eq!(expired_notice(&policy, deadline, deadline, false), Some(Decision::Send));
-/// assert_eq!(expired_notice(&policy, deadline, deadline + TimeDelta::days(8), false), Some(Decision::Stale));
-/// assert_eq!(expired_notice(&policy, deadline, deadline, true), None); // it was replaced
+/// assert_eq!(expired_notice(&policy, deadline, deadline), Some(Decision::Send));
+/// assert_eq!(expired_notice(&policy, deadline, deadline + TimeDelta::days(8)), Some(Decision::Stale));
+/// assert_eq!(expired_notice(&policy, deadline, deadline - TimeDelta::seconds(1)), None);
 /// ```
-pub fn expired_notice(policy: &Policy, expires_at: Timestamp, now: Timestamp, replaced: bool) -> Option<Decision> {
-    if replaced || !policy.expired_notice || now < expires_at {
+pub fn expired_notice(policy: &Policy, expires_at: Timestamp, now: Timestamp) -> Option<Decision> {
+    if !policy.expired_notice || now < expires_at {
         return None;
     }
     Some(if now - expires_at > policy.stale_after { Decision::Stale } else { Decision::Send })
+}
+
+/// What becomes of the word that somebody else than the owner moved a deadline from `moved_from` (the end of the year 9999: from
+/// "never"); `None`: it is not owed. It is where the deadline moved by more than the shortest lead, and lies ahead. `due` are the
+/// reminders that are due of the new deadline: one that is sent says the same.
+///
+/// ```
+/// # use chrono::{TimeDelta, TimeZone, Utc};
+/// use lapsed::policy::{change_notice, Decision, Lead, Policy};
+/// let days = |n| TimeDelta::days(n);
+/// let policy = Policy::new([Lead::new(days(7)), Lead::new(days(1))], true, days(7));
+/// let now = Utc.with_ymd_and_hms(2027, 1, 1, 0, 0, 0).unwrap();
+/// let notice = |from, to| change_notice(&policy, now + days(from), now + days(to), now, &[]);
+/// assert_eq!(notice(90, 20), Some(Decision::Send));
+/// assert_eq!(notice(90, 89), None);
+/// let due = [(Lead::new(days(7)), Decision::Send)];
+/// assert_eq!(change_notice(&policy, now + days(90), now + days(6), now, &due), Some(Decision::Superseded));
+/// ```
+pub fn change_notice(
+    policy: &Policy,
+    moved_from: Timestamp,
+    expires_at: Timestamp,
+    now: Timestamp,
+    due: &[(Lead, Decision)],
+) -> Option<Decision> {
+    let least = policy.leads.last().map_or(SAME_DEADLINE, |lead| lead.span());
+    if now >= expires_at || (expires_at - moved_from).abs() <= least {
+        return None;
+    }
+    let said = due.iter().any(|(_, decision)| *decision == Decision::Send);
+    Some(if said { Decision::Superseded } else { Decision::Send })
+}
+
+/// Until when the word that a deadline was changed is of use: the next lead falls due, or the deadline passes.
+pub fn change_is_news_until(policy: &Policy, expires_at: Timestamp, now: Timestamp) -> Timestamp {
+    let next = policy.leads.iter().map(|lead| lead.due_at(expires_at)).find(|due| *due > now);
+    next.unwrap_or(expires_at)
 }
 
 /// Whether a deadline that is written at `now` may owe reminders that no watermark will come across, whatever the
@@ -256,7 +375,7 @@ pub enum Reason {
     Deleted,
     /// The token was revoked.
     Revoked,
-    /// The token has a successor.
+    /// The token has a successor, and was not used since.
     Replaced,
     /// The deadline was moved.
     DeadlineChanged,
@@ -303,7 +422,7 @@ words!(Reason {
 pub fn recheck(claimed: Claimed, token: Option<&Token>, now: Timestamp) -> Verdict {
     use Verdict::{Cancelled, Speak, Superseded};
     let Some(token) = token else { return Cancelled(Reason::Deleted) };
-    if token.replaced_by.is_some() {
+    if Usage::of(token).is_left_behind() {
         return Cancelled(Reason::Replaced);
     }
     if token.status == Status::Revoked {
@@ -389,7 +508,7 @@ mod tests {
             let policy = Policy::new([Lead::from_seconds(lead)], true, TimeDelta::zero());
             due_reminders(&policy, deadline, at(c.into()), WIDEST);
             must_be_planned(deadline, at(c.into()));
-            expired_notice(&policy, at(b.into()), at(c.into()), false);
+            expired_notice(&policy, at(b.into()), at(c.into()));
             let _ = Lead::from_seconds(lead).due_at(Timestamp::MIN_UTC);
         }
     }

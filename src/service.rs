@@ -28,6 +28,8 @@ use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Schedule;
+use crate::coverage::InTime;
+use crate::digest::Digest;
 use crate::health::Health;
 use crate::http::{self, Site};
 use crate::jobs::Rules;
@@ -36,6 +38,7 @@ use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
 use crate::metrics::Metrics;
+use crate::policies::Group;
 use crate::policy::Lead;
 use crate::store::{self, Store};
 use counts::{Counts, What};
@@ -82,10 +85,7 @@ struct Watch {
 
 impl Watch {
     fn new(rules: &Rules, schedule: &Schedule, now: Timestamp) -> Self {
-        Self {
-            metrics: Arc::new(Metrics::new(rules.policy.leads())),
-            health: Arc::new(Health::new(schedule.clone(), now)),
-        }
+        Self { metrics: Arc::new(Metrics::new(&rules.leads())), health: Arc::new(Health::new(schedule.clone(), now)) }
     }
 }
 
@@ -114,6 +114,7 @@ pub async fn run<S: Store>(
     let Setup { schedule, rules, retention, composer, transports, terms, http } = setup;
     let watch = Watch::new(&rules, &schedule, clock.now());
     let shortest = rules.policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
+    let in_time = InTime { shortest, wait: rules.digest.longest_wait(shortest) };
     let wake_deliver = Arc::new(Notify::new());
     let planner = Planner {
         store: store.clone(),
@@ -158,7 +159,7 @@ pub async fn run<S: Store>(
     if let Some(listener) = http {
         let Watch { metrics, health } = watch;
         let (store, clock) = (store.clone(), clock.clone());
-        let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), shortest };
+        let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), in_time };
         for what in What::ALL {
             loops.spawn(counts.clone().run(what, stop.clone()));
         }
@@ -199,7 +200,9 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     let Setup { schedule, mut rules, retention, composer, transports, terms, http: _ } = setup;
     let watch = Watch::new(&rules, &schedule, clock.now());
     // Everything is planned before the first mail goes out: there is nothing to wait for.
-    rules.hold = TimeDelta::zero();
+    let at_once = |digest: &Digest| Digest { hold: TimeDelta::zero(), ..digest.clone() };
+    rules.digest = at_once(&rules.digest);
+    rules.groups = rules.groups.iter().map(|group| Group { digest: at_once(&group.digest), ..group.clone() }).collect();
     let planner = Planner {
         store: store.clone(),
         clock: clock.clone(),

@@ -20,6 +20,12 @@ use crate::clock::Timestamp;
 /// somebody types can begin with a colon.
 pub const SYSTEM_OWNER_KEY: &str = ":system";
 
+/// The last instant that the store keeps, in the place of no deadline where there must be one.
+pub const NEVER: Timestamp = match Timestamp::from_timestamp(253_402_300_799, 0) {
+    Some(at) => at,
+    None => Timestamp::MAX_UTC,
+};
+
 /// Who a token belongs to: a person, a team, a bot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -133,6 +139,8 @@ pub struct Token {
     pub created_at: Timestamp,
     /// The deadline: the instant from which it is no longer valid. `None`: never.
     pub expires_at: Option<Timestamp>,
+    /// The deadline before somebody else than the owner moved it, as long as it has this one; [`NEVER`], where it had none.
+    pub moved_from: Option<Timestamp>,
     /// When the deadline was set: at creation, or when it last moved by more than an hour.
     pub deadline_set_at: Timestamp,
     /// Counts the deadlines; part of the ledger's key.
@@ -164,6 +172,7 @@ impl Token {
             hint: None,
             created_at: now,
             expires_at: None,
+            moved_from: None,
             deadline_set_at: now,
             generation: 0,
             unplanned: false,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use crate::clock::{Clock, Timestamp};
+use crate::policy::{Deadline, Usage};
 use crate::store::{Result, Store};
 use crate::token::{NotValid, Secret, Token};
 
@@ -42,8 +43,9 @@ pub async fn verify<S: Store>(store: &S, clock: &impl Clock, secret: &Secret) ->
     }
     let recently = now - RECORD_EVERY;
     if token.last_used_at.is_none_or(|used| used < recently) {
+        let wakes = Usage::of(&token).wakes(Deadline::of(&token), now);
         // The use stands all the same when it cannot be recorded.
-        match tokio::time::timeout(RECORD_WITHIN, store.record_use(token.id, now, recently)).await {
+        match tokio::time::timeout(RECORD_WITHIN, store.record_use(token.id, now, recently, wakes)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(token = %token.id, %error, "the use was not recorded"),
             Err(_) => tracing::debug!(token = %token.id, "the use was not recorded: the store is busy"),

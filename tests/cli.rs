@@ -112,7 +112,7 @@ fn wrong_usage_is_told_with_the_nearest_right_one() {
         ("token verify lps_x", "unexpected argument"),
         ("token create --owner alice", "--description <TEXT>"),
         ("token rotate x --grace soon", "\"30d\""),
-        ("token edit x", "give --description, --expires, or both"),
+        ("token edit x", "give --description, --expires, --watch or --unwatch"),
         ("demo --smtp nowhere", "write HOST:PORT, such as localhost:1025"),
     ] {
         let complaint = place.line(line).fails(2);

@@ -205,8 +205,14 @@ async fn play<S: Store>(act: Act, store: S, clock: Arc<ManualClock>, rules: Rule
         if let Some(answer) = act.answer() {
             memory.answer(answer);
         }
-        let terms =
-            Terms { fallback: rules.fallback, give_up_after: days(2), every: Duration::ZERO, idle: Duration::MAX };
+        let terms = Terms {
+            fallback: rules.fallback,
+            give_up_after: days(2),
+            every: Duration::ZERO,
+            idle: Duration::MAX,
+            groups: Arc::from([]),
+            remember: false,
+        };
         let transports = vec![Transport::Memory(memory)];
         let mut deliverer = Deliverer::new(store, Creeping(clock), composer(), transports, terms, dying);
         let mut lost = 0;
@@ -358,8 +364,8 @@ fn short(token: TokenId) -> String {
 }
 
 /// The tables, each after those that it refers to.
-const TABLES: [&str; 8] =
-    ["owners", "contacts", "owner_contacts", "tokens", "reminders", "messages", "jobs", "watermarks"];
+const TABLES: [&str; 9] =
+    ["owners", "contacts", "owner_contacts", "tokens", "token_contacts", "reminders", "messages", "jobs", "watermarks"];
 
 /// Keeps what the tables hold, so that each repetition begins with it.
 async fn keep<B: Backend>(backend: &B) {

@@ -344,6 +344,7 @@ async fn a_job_that_hangs_silences_the_watchdog_and_a_mail_server_that_hangs_doe
     place.set("WATCHDOG_USEC", "2000000");
     // Or each tick would be a new step.
     place.set("LAPSED__SCHEDULE__DELIVER", "0 0 0 1 1 *");
+    place.set("LAPSED__DIGEST__HOLD", "1s");
     let mut daemon = place.spawn(["run"]);
     // The socket holds few datagrams, so somebody must listen.
     eventually("a mail under way", Duration::from_secs(40), || {

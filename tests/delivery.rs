@@ -443,7 +443,14 @@ async fn a_job_that_panics_ends_the_daemon() {
         retention: Retention { reminders: days(100), messages: days(100), ended_tokens: days(100) },
         composer: Composer::new("tokens@example.org".parse().expect("a mailbox"), None, None).expect("templates"),
         transports: vec![Transport::Memory(Memory::new())],
-        terms: Terms { fallback: None, give_up_after: days(2), every: Duration::ZERO, idle: Duration::from_secs(60) },
+        terms: Terms {
+            fallback: None,
+            give_up_after: days(2),
+            every: Duration::ZERO,
+            idle: Duration::from_secs(60),
+            groups: Arc::from([]),
+            remember: false,
+        },
         http: None,
     };
     let running = service::run(world.store.clone(), clock, setup, CancellationToken::new());

@@ -136,6 +136,7 @@ fn an_imported_token_is_watched_and_has_nothing_to_verify() {
                     last used    [instant] JST, [instant] UTC\n\
                     source       forge\n\
                     external id  17\n\
+                    reminders    30d, 7d, 1d\n\
                     \n\
                     No reminder has been due yet.\n";
     assert_eq!(plain(&shown), expected);
@@ -968,4 +969,57 @@ fn a_forecast_counts_what_comes_and_compares() {
     assert_eq!(fact(&compared.stderr, "with the other"), "1 about 2 reminders, -3", "{compared}");
     place.line("forecast --compare nowhere.toml").fails(2);
     place.line("forecast --days 0").fails(2);
+}
+
+#[test]
+fn who_watches_a_token_and_which_policy_it_follows_is_shown() {
+    let place = Place::new();
+    place.configure(
+        r#"
+        [[reminders.policy]]
+        match.description = "*production*"
+        lead_times = ["14d", "60d"]
+        contacts = ["security@example.org"]
+        "#,
+    );
+    place.owner("alice", "alice@example.org");
+    let create = ["token", "create", "--owner", "alice", "--expires", "2099-01-31", "--description", "Production CA"];
+    place.run(create.iter().chain(["--watch", "ravi@example.org", "--watch", "bo@example.org"].iter())).ok();
+    let id = short_of(&place, "Production CA");
+    let shown = place.run(["token", "show", &id]).ok();
+    assert_eq!(fact(&shown, "watched by"), "bo@example.org, ravi@example.org");
+    let policy = "60d, 14d, by reminders.policy[1] (description = \"*production*\"), also to security@example.org";
+    assert_eq!(fact(&shown, "reminders"), policy);
+
+    let edited = place.run(["token", "edit", &id, "--unwatch", "bo@example.org", "--unwatch", "eve@example.org"]);
+    assert_eq!(fact(&edited.stdout, "watched by"), "ravi@example.org");
+    assert_eq!(edited.stderr, "eve@example.org does not watch this token.\n");
+    let renamed = place.run(["token", "edit", &id, "--description", "test CA"]).ok();
+    assert_eq!(fact(&renamed, "watched by"), "ravi@example.org");
+    assert_eq!(fact(&place.run(["token", "show", &id]).ok(), "reminders"), "30d, 7d, 1d");
+
+    let config = place.line("config show --format json").ok();
+    let line = config.lines().find(|line| line.contains("policy[1].lead_times")).expect("the policy");
+    let expected = r#"{"key":"reminders.policy[1].lead_times","value":["14d","60d"],"from":"lapsed.toml:4"}"#;
+    assert_eq!(line, expected);
+    place.configure("[[reminders.policy]]\nmatch.kind = \"third\"\n");
+    let told = place.line("token list").fails(2);
+    assert!(told.contains("reminders.policy[1].match.kind = \"third\" (lapsed.toml:2): must be"), "{told}");
+}
+
+#[test]
+fn a_forecast_compares_policies() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let soon = ["token", "create", "--owner", "alice", "--expires", "20d", "--description", "soon"];
+    place.run(soon.iter().chain(["--watch", "ravi@example.org"].iter())).ok();
+    place.write(
+        "other.toml",
+        "[[reminders.policy]]\nmatch.owner = \"ali*\"\nlead_times = [\"3d\"]\ncontacts = [\"security@example.org\"]\n",
+    );
+    let told = place.line("forecast --days 30 --compare other.toml");
+    // Seven days, one day and the notice, to two each; with the policy three days and the notice, to three each.
+    assert!(told.stderr.contains("6 about 6 reminders"), "{told}");
+    assert!(told.stderr.contains("6 about 6 reminders, +0"), "{told}");
+    assert!(place.line("owner list").ok().lines().count() == 2, "and nothing is made for it");
 }

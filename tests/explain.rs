@@ -8,11 +8,13 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit};
 use lapsed::config::Limit;
+use lapsed::digest::Digest;
 use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, purge, remind};
 use lapsed::policy::{Policy, Reason};
@@ -61,7 +63,11 @@ const PROMISES: &[Expected] = &[
     // both
     by("AND (expires_at, id) > ", "tokens_deadline", &["expires_at"]),
     by("JOIN owner_contacts oc ON", "owner_contacts_pkey", &["bucket", "owner_id"]),
+    by("JOIN token_contacts tc ON", "token_contacts_pkey", &["bucket", "token_id"]),
+    by("JOIN owners w ON", "owners_pkey", &["bucket", "id"]),
     by("WHERE c.suppressed_at IS NULL", "contacts_pkey", &["bucket", "id"]),
+    by("t.scopes, t.description, w.key", "tokens_pkey", &["bucket", "id"]),
+    by("t.scopes, t.description, w.key", "owners_pkey", &["bucket", "id"]),
     // deliver
     by("SELECT MIN(m.not_before)", "messages_queue", &["bucket"]),
     by("SET state = 'sending'", "messages_queue", &["bucket", "not_before"]),
@@ -73,6 +79,8 @@ const PROMISES: &[Expected] = &[
     by("AS speaks_for", "tokens_pkey", &["bucket", "id"]),
     by("AS speaks_for", "owners_pkey", &["bucket", "id"]),
     by("SELECT 1 FROM owner_contacts oc", "owner_contacts_pkey", &["bucket", "owner_id", "contact_id"]),
+    by("SELECT 1 FROM token_contacts tc", "token_contacts_pkey", &["bucket", "token_id", "contact_id"]),
+    by("SET mailed_at = ", "contacts_pkey", &["bucket", "id"]),
     by("WHERE s.bucket", "owners_key", &["bucket", "key"]),
     by("UPDATE messages SET not_before = $5 WHERE", "messages_pkey", &["bucket", "id"]),
     by("attempts = m.attempts + ", "messages_pkey", &["bucket", "id"]),
@@ -163,7 +171,7 @@ async fn what_names_a_bucket_touches_one_partition() {
         let found = store.token_by_secret(token.bucket(), &many::secret(n)).await.expect("a read");
         assert_eq!(found.expect("a token").id, token);
         reads(&["tokens"], &told(&backend, &capture, "secret_hash = $2").await);
-        store.record_use(token, now, now).await.expect("a write");
+        store.record_use(token, now, now, true).await.expect("a write");
         reads(&["tokens"], &told(&backend, &capture, "last_used_at").await);
         let edit = Edit { description: Some("renamed".into()), ..Edit::default() };
         store.change_token(token, |token| change::edit(token, &edit, now)).await.expect("an edit");
@@ -241,7 +249,17 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let now = many::now();
     let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
     let guard = Guard::new(Limit::Auto, Limit::Auto);
-    let rules = Rules { policy, fallback: Some(many::contact(7)), hold: TimeDelta::zero(), batch: BATCH, guard };
+    let window = Some("mon-sun 00:00-24:00".parse().expect("a window"));
+    let digest = Digest { window, ..Digest::holding(TimeDelta::zero()) };
+    let rules = Rules {
+        policy,
+        fallback: Some(many::contact(7)),
+        digest,
+        groups: Arc::from([]),
+        skip_unused: false,
+        batch: BATCH,
+        guard,
+    };
     let holder = Uuid::from_u128(1);
     let lease = store.lease(expire::NAME, holder, now).await.expect("a read").expect("a lease");
     let revived = expire::revive(store, &lease, &rules, now).await.expect("a step").did;
@@ -255,8 +273,10 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let from = Watermark::after(now - days(30));
     let page = store.crossing(lead(30), from, now, BATCH).await.expect("a page");
     assert_eq!(page.len(), BATCH as usize);
+    let ids: Vec<_> = page.iter().map(|token| token.id).collect();
+    assert_eq!(store.traits(&ids).await.expect("a read").len(), BATCH as usize);
     let reminders = page.iter().map(|token| reminder(token.id.uuid(), now)).collect();
-    let decided = Decided { now, looked_at: &page, reminders, not_before: now, may_open: None };
+    let decided = Decided { now, looked_at: &page, reminders, may_open: None };
     let progress = Progress::Reached(lead(30), from);
     store.plan(&lease, decided, progress).await.expect("a write");
 
@@ -297,6 +317,7 @@ fn reminder(token: Uuid, now: lapsed::clock::Timestamp) -> NewReminder {
         state: ReminderState::Pending,
         reason: Some(Reason::NoContact),
         escalation: true,
+        not_before: None,
     }
 }
 
@@ -317,6 +338,7 @@ async fn deliver<S: Store>(store: &S, round: u32) {
     let asked: Vec<_> = tokens.iter().map(|token| (message.contact.id, *token)).collect();
     let facts = store.facts(&asked).await.expect("a read");
     assert_eq!(facts[&message.contact.id].tokens.len(), tokens.iter().collect::<BTreeSet<_>>().len());
+    store.mailed(&[message.contact.id], now).await.expect("a write");
     store.suppress(message, "550 unknown", now).await.expect("a write");
     assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
     let escalation = reminder(tokens[0].uuid(), now);
@@ -336,7 +358,7 @@ async fn ask<S: Store>(store: &S, round: u32) {
     let token = many::token(n);
     let found = store.token_by_secret(token.bucket(), &many::secret(n)).await.expect("a read");
     assert_eq!(found.expect("a token").id, token);
-    store.record_use(token, now, now).await.expect("a write");
+    store.record_use(token, now, now, true).await.expect("a write");
     assert_eq!(store.find_tokens(&IdRef::Whole(token.uuid())).await.expect("a read").len(), 1);
     assert_eq!(store.find_tokens(&IdRef::Short(token.short())).await.expect("a read").len(), 1);
     assert_eq!(store.history(token).await.expect("a read").len(), 1);

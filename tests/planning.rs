@@ -316,7 +316,7 @@ async fn an_edit_in_between_wins<B: Backend>() {
     let edit = change::Edit { expires_at: Some(Some(dawn() + days(10))), ..Default::default() };
     other.change_token(marked, |token| change::edit(token, &edit, now)).await.expect("an edit");
     world.backend.execute("UPDATE tokens SET unplanned = (1 = 1) WHERE generation = 1").await;
-    let decided = Decided { now, looked_at: &page, reminders: Vec::new(), not_before: now, may_open: None };
+    let decided = Decided { now, looked_at: &page, reminders: Vec::new(), may_open: None };
     world.store.plan(&lease, decided, Progress::Planned).await.expect("a write");
     assert!(world.get(marked).await.unplanned, "the mark of the new deadline stays");
 
@@ -328,7 +328,7 @@ async fn an_edit_in_between_wins<B: Backend>() {
     let before = now - TimeDelta::seconds(1);
     let edit = change::Edit { expires_at: Some(Some(now + days(30))), ..Default::default() };
     other.change_token(prolonged, |token| change::edit(token, &edit, before)).await.expect("an edit");
-    let decided = Decided { now, looked_at: &page, reminders: Vec::new(), not_before: now, may_open: None };
+    let decided = Decided { now, looked_at: &page, reminders: Vec::new(), may_open: None };
     assert_eq!(world.store.expire(&lease, decided, None).await.expect("a write").tokens, 0);
     assert_eq!(world.get(prolonged).await.status, Status::Active);
 }

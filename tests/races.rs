@@ -446,6 +446,7 @@ fn escalation(token: TokenId, to: lapsed::token::ContactId, now: Timestamp) -> N
         state: ReminderState::Pending,
         reason: None,
         escalation: true,
+        not_before: None,
     }
 }
 

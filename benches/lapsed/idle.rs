@@ -63,7 +63,7 @@ async fn after_expirations(sizes: &Sizes) -> Line {
     }
     let store = place.open().await;
     let mut rules = rules::<Postgres>();
-    rules.hold = chrono::TimeDelta::days(1);
+    rules.digest.hold = chrono::TimeDelta::days(1);
     expire_all(&store, &rules).await;
     store.close().await;
     let took = passes(&place).await;
@@ -103,7 +103,14 @@ fn setup() -> Setup {
     let from = "Tokens <tokens@example.org>".parse().expect("a mailbox");
     let composer = Composer::new(from, None, None).expect("templates");
     let transports = vec![Transport::Memory(Memory::new())];
-    let terms = Terms { fallback: None, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX };
+    let terms = Terms {
+        fallback: None,
+        give_up_after: TimeDelta::days(2),
+        every: Duration::ZERO,
+        idle: Duration::MAX,
+        groups: Arc::from([]),
+        remember: false,
+    };
     Setup {
         schedule: settings.schedule,
         rules: rules::<Postgres>(),

@@ -1,9 +1,11 @@
 //! `expire` and `remind`, against the bare statements that change the same rows.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
 use lapsed::config::Limit;
+use lapsed::digest::Digest;
 use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, remind};
 use lapsed::policy::{Lead, Policy};
@@ -23,7 +25,9 @@ pub fn rules<S: Store>() -> Rules {
     Rules {
         policy,
         fallback: None,
-        hold: TimeDelta::seconds(10),
+        digest: Digest::holding(TimeDelta::minutes(10)),
+        groups: Arc::from([]),
+        skip_unused: false,
         batch: S::BATCH,
         guard: Guard::new(Limit::None, Limit::None),
     }

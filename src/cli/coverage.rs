@@ -6,10 +6,11 @@ use chrono::TimeDelta;
 use clap::Args;
 
 use super::listing::{Fields, FormatArg, Listing, instant};
-use super::{Outcome, output};
+use super::{Outcome, output, run};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, parse_duration};
-use crate::coverage::{Ledger, Verdict};
+use crate::coverage::{InTime, Ledger, Verdict};
+use crate::policies::{Traits, group_of};
 use crate::policy::Lead;
 use crate::store::Store;
 use crate::store::accounts::{TokenFilter, TokenOrder};
@@ -32,7 +33,14 @@ impl Coverage {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
         let since = now.checked_sub_signed(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
-        let shortest = settings.reminders.lead_times.last().map_or(Lead::EXPIRED, |span| Lead::new(*span));
+        let (all, groups) = (run::policy(settings), run::groups(settings, |_| None));
+        let in_time = |token: &Token, owner_key: &str| {
+            let group = group_of(&groups, &Traits::of(token, owner_key)).map(|(_, group)| group);
+            let policy = group.map_or(&all, |group| &group.policy);
+            let shortest = policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
+            let wait = group.map_or(&settings.digest, |group| &group.digest).longest_wait(shortest);
+            InTime { shortest, wait }
+        };
         let mut ledger = Ledger::default();
         let read = |row| {
             ledger.add(row);
@@ -45,7 +53,7 @@ impl Coverage {
         let mut written = Ok(());
         let filter = TokenFilter { expired_after: Some(since), ..TokenFilter::default() };
         let visit = |token: Token, owner: String| {
-            match ledger.verdict(&token, shortest) {
+            match ledger.verdict(&token, in_time(&token, &owner)) {
                 Verdict::Covered => covered += 1,
                 Verdict::NotOwed => not_owed += 1,
                 Verdict::Silent(why) => {

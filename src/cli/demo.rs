@@ -20,6 +20,7 @@ use super::{Outcome, output, status};
 use crate::change;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{self, Limit};
+use crate::digest::Digest;
 use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
 use crate::jobs::guard::Guard;
@@ -129,8 +130,23 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             purge: every_second.clone(),
             reconcile: Cron::parse("0 47 2 * * *", chrono_tz::UTC).map_err(anyhow::Error::msg)?,
         },
-        rules: Rules { policy, fallback, hold: HOLD, batch: 100, guard: Guard::new(Limit::None, Limit::None) },
-        terms: Terms { fallback, give_up_after: TimeDelta::days(2), every: Duration::ZERO, idle: Duration::MAX },
+        rules: Rules {
+            policy,
+            digest: Digest::holding(HOLD),
+            groups: Arc::from([]),
+            skip_unused: false,
+            fallback,
+            batch: 100,
+            guard: Guard::new(Limit::None, Limit::None),
+        },
+        terms: Terms {
+            fallback,
+            give_up_after: TimeDelta::days(2),
+            every: Duration::ZERO,
+            idle: Duration::MAX,
+            groups: Arc::from([]),
+            remember: false,
+        },
         retention: Retention { reminders: year, messages: year, ended_tokens: year },
         composer: Composer::new(
             "Token service <tokens@example.org>".parse()?,

@@ -1,5 +1,6 @@
 //! `lapsed forecast`: what the coming days bring.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -12,9 +13,10 @@ use super::{Failure, Outcome, output, run};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Settings};
 use crate::forecast::{Ahead, Day, Forecast as Coming, Told};
+use crate::policies::Traits;
 use crate::store::Store;
 use crate::store::accounts::{TokenFilter, TokenOrder};
-use crate::token::{OwnerId, Status, Token};
+use crate::token::{ContactId, OwnerId, Status, Token, TokenId};
 
 /// The columns of the longest bar.
 const BAR: u64 = 30;
@@ -44,14 +46,33 @@ impl Forecast {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
         let zone = settings.schedule.purge.zone();
-        let forecast = |settings: &Settings| Coming::new(run::policy(settings), now, self.days, zone);
-        let mut coming = vec![forecast(settings)];
+        let mut coming = vec![self.begin(store, settings, now, zone).await?];
         if let Some(file) = &self.compare {
             let other = config::load(Some(file)).map_err(|error| Failure::Usage(error.to_string()))?;
-            coming.push(forecast(&other));
+            coming.push(self.begin(store, &other, now, zone).await?);
         }
         fill(store, now, &mut coming).await?;
         self.print(&coming, zone)
+    }
+
+    /// An empty forecast by these settings. Nothing is written for it: a contact that is not there yet is made up.
+    async fn begin<S: Store>(
+        &self,
+        store: &S,
+        settings: &Settings,
+        now: Timestamp,
+        zone: Tz,
+    ) -> Result<Coming, Failure> {
+        let mut named = HashMap::new();
+        for address in settings.reminders.policies.iter().flat_map(|policy| &policy.contacts) {
+            let known = store.find_contact(address).await?;
+            if known.as_ref().is_none_or(|contact| contact.suppressed.is_none()) {
+                let id = known.map_or_else(|| ContactId::new(address.bucket(), now), |contact| contact.id);
+                named.entry(address.clone()).or_insert(id);
+            }
+        }
+        let groups = run::groups(settings, |address| named.get(address).copied());
+        Ok(Coming::new(run::policy(settings), groups, settings.reminders.skip_unused, now, self.days, zone))
     }
 
     fn print(&self, coming: &[Coming], zone: Tz) -> Outcome {
@@ -106,21 +127,32 @@ async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> any
         ControlFlow::Continue(())
     };
     store.each_ledger_row(now, until, read).await?;
-    let mut tokens: Vec<Ahead> = Vec::new();
+    let mut tokens: Vec<(Ahead, Vec<Option<usize>>)> = Vec::new();
     let filter = TokenFilter { status: Some(Status::Active), ..TokenFilter::default() };
-    let visit = |token: Token, _| {
-        tokens.extend(Ahead::of(&token));
+    let visit = |token: Token, owner_key: String| {
+        if let Some(ahead) = Ahead::of(&token) {
+            let traits = Traits::of(&token, &owner_key);
+            tokens.push((ahead, coming.iter().map(|forecast| forecast.group_of(&traits)).collect()));
+        }
         ControlFlow::Continue(())
     };
     store.each_token(&filter, TokenOrder::Created, now, visit).await?;
     for page in tokens.chunks(BATCH) {
-        let mut owners: Vec<OwnerId> = page.iter().map(|ahead| ahead.owner).collect();
+        let mut owners: Vec<OwnerId> = page.iter().map(|(ahead, _)| ahead.owner).collect();
         owners.sort_unstable();
         owners.dedup();
-        let contacts = store.reachable(&owners).await?;
-        for ahead in page {
-            let contacts = contacts.get(&ahead.owner).map_or(&[][..], Vec::as_slice);
-            coming.iter_mut().for_each(|forecast| forecast.add(ahead, &told, contacts));
+        let speakers = store.reachable(&owners).await?;
+        let ids: Vec<TokenId> = page.iter().map(|(ahead, _)| ahead.token).collect();
+        let watchers = store.watchers(&ids).await?;
+        let watching: Vec<ContactId> = watchers.values().flatten().copied().collect();
+        let taking = store.addressees(&watching).await?;
+        for (ahead, groups) in page {
+            let mut contacts = speakers.get(&ahead.owner).cloned().unwrap_or_default();
+            let watchers = watchers.get(&ahead.token).into_iter().flatten();
+            contacts.extend(watchers.filter(|contact| taking.contains_key(contact)));
+            for (forecast, group) in coming.iter_mut().zip(groups) {
+                forecast.add(ahead, *group, &told, &contacts);
+            }
         }
     }
     Ok(())

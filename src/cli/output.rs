@@ -7,7 +7,7 @@ use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 use crate::clock::Timestamp;
 use crate::mail::when;
-use crate::token::{Owner, Secret, Status, Token};
+use crate::token::{NEVER, Owner, Secret, Status, Token};
 
 /// Prints a result. A reader that has gone away (`| head`) is reported as an error, which ends the command quietly.
 ///
@@ -119,6 +119,9 @@ pub fn token(token: &Token, owner: &Owner, now: Timestamp) -> Vec<(&'static str,
     }
     rows.push(("status", status));
     rows.push(("expires", deadline(token.expires_at, now, zone)));
+    if let Some(before) = token.moved_from {
+        rows.push(("moved from", if before == NEVER { "never".into() } else { instant(before, zone) }));
+    }
     rows.push(("created", instant(token.created_at, zone)));
     let unused = if token.issued { "never" } else { "not known: it was imported" };
     rows.push(("last used", token.last_used_at.map_or_else(|| unused.into(), |at| instant(at, zone))));

@@ -1,5 +1,6 @@
 //! `lapsed run`
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, Settings};
+use crate::digest::{Digest, Window};
 use crate::http;
 use crate::jobs::Rules;
 use crate::jobs::deliver::Terms;
@@ -18,13 +20,11 @@ use crate::jobs::purge::Retention;
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
 use crate::mail::transport::Transport;
+use crate::policies::Group;
 use crate::policy::{Lead, Policy};
 use crate::service::{self, Setup};
 use crate::store::Store;
-use crate::token::Address;
-
-/// How long a message waits, once opened, for what the same pass still has to say.
-const HOLD: TimeDelta = TimeDelta::seconds(10);
+use crate::token::{Address, ContactId};
 
 /// `lapsed run`
 #[derive(Debug, Args)]
@@ -37,7 +37,7 @@ pub struct Run {
 impl Run {
     pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
         let setup = setup(&store, &*clock, settings).await?;
-        let leads: Vec<String> = setup.rules.policy.leads().iter().map(Lead::to_string).collect();
+        let leads: Vec<String> = setup.rules.leads().iter().map(Lead::to_string).collect();
         tracing::info!(store = %settings.store.url, leads = leads.join(" "), "the store is open");
         if !self.once {
             let setup = Setup { http: http::listen(settings.http.listen)?, ..setup };
@@ -90,17 +90,50 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
         messages: settings.retention.messages,
         ended_tokens: settings.retention.ended_tokens,
     };
-    // Leads of seconds are for trying things out: a message must not wait until it is no longer true.
-    let shortest = policy.leads().last().map_or(HOLD, |lead| lead.span() / 4);
+    let mut named = HashMap::new();
+    for address in settings.reminders.policies.iter().flat_map(|policy| &policy.contacts) {
+        named.insert(address.clone(), store.make_contact(&address.clone().into(), clock.now()).await?);
+    }
+    let groups: Arc<[Group]> = groups(settings, |address| named.get(address).copied()).into();
+    let digest = digest(settings, &policy, None);
     let guard = Guard::new(settings.guard.messages_per_hour, settings.guard.expired_per_hour);
-    let rules = Rules { policy, fallback, hold: HOLD.min(shortest), batch: S::BATCH, guard };
-    let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle };
+    let skip_unused = settings.reminders.skip_unused;
+    let rules = Rules { policy, digest, groups: groups.clone(), skip_unused, fallback, batch: S::BATCH, guard };
+    let remember = settings.digest.min_interval.is_some();
+    let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle, groups, remember };
     Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms, http: None })
 }
 
-/// Which reminders the configuration asks for.
+/// Which reminders the configuration asks for, where no policy says anything else.
 pub(super) fn policy(settings: &Settings) -> Policy {
-    let reminders = &settings.reminders;
-    let leads = reminders.lead_times.iter().map(|span| Lead::new(*span));
-    Policy::new(leads, reminders.expired_notice, reminders.stale_after)
+    with_leads(settings, &settings.reminders.lead_times)
+}
+
+fn with_leads(settings: &Settings, lead_times: &[TimeDelta]) -> Policy {
+    let leads = lead_times.iter().map(|span| Lead::new(*span));
+    Policy::new(leads, settings.reminders.expired_notice, settings.reminders.stale_after)
+}
+
+/// When messages about the tokens of a policy may go. Leads of seconds are for trying things out: a message about what has
+/// expired must not wait for minutes then.
+fn digest(settings: &Settings, policy: &Policy, window: Option<Window>) -> Digest {
+    let mut digest = settings.digest.clone();
+    digest.hold = policy.leads().last().map_or(digest.hold, |lead| digest.hold.min(lead.span() / 4));
+    digest.window = window.or(digest.window);
+    digest
+}
+
+/// The policies of the configuration, with the contacts that have an id.
+pub(super) fn groups(settings: &Settings, id: impl Fn(&Address) -> Option<ContactId>) -> Vec<Group> {
+    let group = |configured: &config::PolicyFor| {
+        let policy = with_leads(settings, configured.lead_times.as_ref().unwrap_or(&settings.reminders.lead_times));
+        let contacts = configured.contacts.iter();
+        Group {
+            matches: configured.matches.clone(),
+            digest: digest(settings, &policy, configured.window),
+            policy,
+            contacts: contacts.filter_map(|address| Some((id(address)?, address.clone()))).collect(),
+        }
+    };
+    settings.reminders.policies.iter().map(group).collect()
 }

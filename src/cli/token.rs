@@ -7,14 +7,16 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 
 use super::listing::{Fields, FormatArg, Listing};
-use super::{Failure, Outcome, listing, lookup, output, owner};
+use super::{Failure, Outcome, listing, lookup, output, owner, run};
 use crate::change;
 use crate::clock::{Clock, Timestamp};
-use crate::config::parse_duration;
+use crate::config::{Settings, parse_duration};
 use crate::expires::Expires;
 use crate::mail::when;
+use crate::policies::{Traits, group_of};
+use crate::policy::Lead;
 use crate::store::Store;
-use crate::store::accounts::{ReminderRecord, TokenFilter, TokenOrder};
+use crate::store::accounts::{NewContact, ReminderRecord, TokenFilter, TokenOrder};
 use crate::token::{Address, Kind, Owner, Secret, Status, Token, text};
 
 /// `lapsed token create`
@@ -32,6 +34,9 @@ pub struct Create {
     /// What it may be used for; may be given several times
     #[arg(long = "scope", value_name = "SCOPE", value_parser = text::scope)]
     scopes: Vec<String>,
+    /// An address that is told of this token, besides the contacts of its owner; may be given several times
+    #[arg(long = "watch", value_name = "ADDR", value_parser = Address::parse)]
+    watchers: Vec<Address>,
 }
 
 impl Create {
@@ -45,7 +50,8 @@ impl Create {
         token.scopes = self.scopes;
         token.expires_at = resolve(&self.expires, now, &owner)?;
         change::mark_unplanned(&mut token, now);
-        store.add_token(&token, Some(&secret.hash())).await?;
+        let watchers: Vec<NewContact> = self.watchers.into_iter().map(NewContact::from).collect();
+        store.add_watched_token(&token, Some(&secret.hash()), &watchers, now).await?;
         output::new_token(&token, &secret, &owner, now)?;
         if kind == Kind::Primary {
             output::say(&format!("It is the first token issued to {}, and so its primary one.", owner.key));
@@ -65,22 +71,61 @@ pub struct Edit {
     /// Its new deadline: 90d, 2027-01-31, 2027-01-31T09:00:00Z, or never
     #[arg(long, value_name = "WHEN")]
     expires: Option<Expires>,
+    /// Do not tell the owner that the deadline was changed: they know
+    #[arg(long, requires = "expires")]
+    quiet: bool,
+    /// An address that is told of this token, besides the contacts of its owner; may be given several times
+    #[arg(long = "watch", value_name = "ADDR", value_parser = Address::parse)]
+    watchers: Vec<Address>,
+    /// An address that is no longer told of this token, unless it is a contact of its owner; may be given several times
+    #[arg(long = "unwatch", value_name = "ADDR", value_parser = Address::parse)]
+    strangers: Vec<Address>,
 }
 
 impl Edit {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
-        if self.description.is_none() && self.expires.is_none() {
-            return Err(Failure::Usage("there is nothing to change: give --description, --expires, or both".into()));
+        let edits = self.description.is_some() || self.expires.is_some();
+        if !edits && self.watchers.is_empty() && self.strangers.is_empty() {
+            let problem = "there is nothing to change: give --description, --expires, --watch or --unwatch";
+            return Err(Failure::Usage(problem.into()));
         }
         let now = clock.now();
         let token = lookup::token(store, &self.id).await?;
         let owner = lookup::owner_of(store, &token).await?;
         let expires_at = self.expires.map(|expires| resolve(&expires, now, &owner)).transpose()?;
-        let edit = change::Edit { description: self.description, expires_at };
+        let edit = change::Edit { description: self.description, expires_at, by_another: !self.quiet };
         let changed = store.change_token(token.id, |token| change::edit(token, &edit, now)).await?;
-        output::print(&output::facts(&output::token(&changed.token, &owner, now)))?;
+        if !self.watchers.is_empty() {
+            let watchers: Vec<NewContact> = self.watchers.into_iter().map(NewContact::from).collect();
+            store.watch_token(token.id, &watchers, now).await?;
+        }
+        for address in self.strangers {
+            let removed = match store.find_contact(&address).await? {
+                Some(contact) => store.unwatch_token(token.id, contact.id).await?,
+                None => false,
+            };
+            if !removed {
+                output::say(&format!("{address} does not watch this token."));
+            }
+        }
+        let mut rows = output::token(&changed.token, &owner, now);
+        rows.extend(watchers(store, &token).await?);
+        output::print(&output::facts(&rows))?;
         Ok(())
     }
+}
+
+/// Who is told of a token besides the contacts of its owner, as a fact.
+async fn watchers<S: Store>(store: &S, token: &Token) -> Result<Option<(&'static str, String)>, Failure> {
+    let watchers = store.watchers_of(token.id).await?;
+    let words: Vec<String> = watchers
+        .iter()
+        .map(|contact| match &contact.suppressed {
+            Some(_) => format!("{} (suppressed)", contact.address),
+            None => contact.address.to_string(),
+        })
+        .collect();
+    Ok((!words.is_empty()).then(|| ("watched by", words.join(", "))))
 }
 
 /// `lapsed token rotate`
@@ -287,12 +332,15 @@ pub struct Show {
 }
 
 impl Show {
-    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock) -> Outcome {
+    pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
         let token = lookup::token(store, &self.id).await?;
         let owner = lookup::owner_of(store, &token).await?;
         let history = store.history(token.id).await?;
-        let mut text = output::facts(&output::token(&token, &owner, now));
+        let mut rows = output::token(&token, &owner, now);
+        rows.extend(watchers(store, &token).await?);
+        rows.push(("reminders", policy(settings, &token, &owner)));
+        let mut text = output::facts(&rows);
         text.push('\n');
         if history.is_empty() {
             text.push_str("No reminder has been due yet.\n");
@@ -303,6 +351,27 @@ impl Show {
         output::print(&text)?;
         Ok(())
     }
+}
+
+/// Which policy the token follows, and what that asks for.
+fn policy(settings: &Settings, token: &Token, owner: &Owner) -> String {
+    // No contact is looked up for this: who is told stands in the configuration.
+    let groups = run::groups(settings, |_| None);
+    let all = run::policy(settings);
+    let found = group_of(&groups, &Traits::of(token, &owner.key));
+    let leads = found.map_or(&all, |(_, group)| &group.policy).leads().iter().map(ToString::to_string);
+    let mut text = leads.collect::<Vec<_>>().join(", ");
+    if text.is_empty() {
+        text.push_str("none before the deadline");
+    }
+    let Some((at, group)) = found else { return text };
+    text += &format!(", by reminders.policy[{}] ({})", at + 1, group.matches);
+    let contacts = settings.reminders.policies.get(at).map_or(&[][..], |policy| &policy.contacts);
+    let contacts: Vec<&str> = contacts.iter().map(Address::as_str).collect();
+    if !contacts.is_empty() {
+        text += &format!(", also to {}", contacts.join(", "));
+    }
+    text
 }
 
 fn history_row(reminder: &ReminderRecord, token: &Token, owner: &Owner) -> Vec<String> {
@@ -317,7 +386,11 @@ fn history_row(reminder: &ReminderRecord, token: &Token, owner: &Owner) -> Vec<S
     }
     vec![
         reminder.lead.to_string(),
-        local(reminder.lead.due_at(reminder.deadline)),
+        local(if reminder.lead == Lead::CHANGED {
+            reminder.created_at
+        } else {
+            reminder.lead.due_at(reminder.deadline)
+        }),
         reminder.state.to_string(),
         reminder.settled_at.map(local).unwrap_or_default(),
         reminder.address.as_ref().map_or("nobody", Address::as_str).to_owned(),

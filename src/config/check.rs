@@ -13,12 +13,14 @@ use lettre::message::Mailbox;
 
 use super::reader::{Reader, Reported};
 use super::{
-    Bounce, Guard, Http, Limit, Log, LogFormat, Mail, Reminders, Retention, Schedule, Settings, Store, StoreUrl,
-    Transport, parse_duration, smtp,
+    Bounce, Guard, Http, Limit, Log, LogFormat, Mail, PolicyFor, Reminders, Retention, Schedule, Settings, Store,
+    StoreUrl, Transport, parse_duration, smtp,
 };
+use crate::digest::Digest;
+use crate::policies::{Match, Pattern};
 use crate::schedule::Cron;
 use crate::telemetry;
-use crate::token::text;
+use crate::token::{self, text};
 
 /// What `mail.manage_url` may hold between braces.
 const PLACEHOLDERS: [&str; 3] = ["token_id", "owner_id", "external_id"];
@@ -38,6 +40,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
     let store = store(r);
     let schedule = schedule(r);
     let reminders = reminders(r);
+    let digest = digest(r);
     let mail = mail(r);
     let guard = guard(r);
     let retention = retention(r);
@@ -47,6 +50,7 @@ pub(super) fn settings(r: &mut Reader) -> Result<Settings, Reported> {
         store: store?,
         schedule: schedule?,
         reminders: reminders?,
+        digest: digest?,
         mail: mail?,
         guard: guard?,
         retention: retention?,
@@ -84,10 +88,62 @@ fn reminders(r: &mut Reader) -> Result<Reminders, Reported> {
     let lead_times = r.list("reminders.lead_times", lead_time);
     let expired_notice = r.flag("reminders.expired_notice");
     let stale_after = r.required("reminders.stale_after", parse_duration);
+    let skip_unused = r.required("reminders.unused", |text| match text {
+        "mention" => Ok(false),
+        "skip" => Ok(true),
+        _ => Err("must be \"mention\" or \"skip\"".to_owned()),
+    });
 
-    let mut lead_times = lead_times?;
+    let policies: Vec<_> = (1..=r.sections("reminders.policy")).map(|number| policy(r, number)).collect();
+
+    let lead_times = longest_first(lead_times?);
+    Ok(Reminders {
+        lead_times,
+        expired_notice: expired_notice?,
+        stale_after: stale_after?,
+        skip_unused: skip_unused?,
+        policies: policies.into_iter().collect::<Result<_, _>>()?,
+    })
+}
+
+/// The policy of this number, counted from 1.
+fn policy(r: &mut Reader, number: usize) -> Result<PolicyFor, Reported> {
+    let key = |name: &str| format!("reminders.policy[{number}].{name}");
+    let kind = r.optional(&key("match.kind"), |text| {
+        text.parse().map_err(|()| "must be \"primary\" or \"additional\"".to_owned())
+    });
+    let scope = r.optional(&key("match.scope"), |text| Pattern::parse(text, false));
+    let owner = r.optional(&key("match.owner"), |text| Pattern::parse(text, false));
+    let description = r.optional(&key("match.description"), |text| Pattern::parse(text, true));
+    let mut list = None;
+    if r.has(&key("lead_times")) {
+        list = Some(r.list(&key("lead_times"), lead_time));
+    }
+    let window = r.optional(&key("window"), str::parse);
+    let contacts = if r.has(&key("contacts")) {
+        r.list(&key("contacts"), |text| token::Address::parse(text).map_err(|problem| problem.to_string()))
+    } else {
+        Ok(Vec::new())
+    };
+    let matches = Match { kind: kind?, scope: scope?, owner: owner?, description: description? };
+    if matches == Match::default() {
+        let missing = "says for which tokens it is: write at least one of kind, scope, owner and description";
+        return Err(r.report(&key("match"), missing));
+    }
+    Ok(PolicyFor { matches, lead_times: list.transpose()?.map(longest_first), window: window?, contacts: contacts? })
+}
+
+fn longest_first(mut lead_times: Vec<TimeDelta>) -> Vec<TimeDelta> {
     lead_times.sort_unstable_by(|a, b| b.cmp(a));
-    Ok(Reminders { lead_times, expired_notice: expired_notice?, stale_after: stale_after? })
+    lead_times
+}
+
+fn digest(r: &mut Reader) -> Result<Digest, Reported> {
+    let hold = r.required("digest.hold", parse_duration);
+    let window = r.optional("digest.window", str::parse);
+    let min_interval = r.optional("digest.min_interval", positive);
+    let urgent_within = r.required("digest.urgent_within", parse_duration);
+    Ok(Digest { hold: hold?, window: window?, min_interval: min_interval?, urgent_within: urgent_within? })
 }
 
 fn mail(r: &mut Reader) -> Result<Mail, Reported> {

@@ -45,6 +45,39 @@ struct Leaf {
     value: Value,
 }
 
+impl Leaf {
+    /// Whether it is in a `[[reminders.policy]]`: the only list of sections. Its path begins with `reminders`, `policy[1]`.
+    fn is_of_a_policy(&self) -> bool {
+        matches!(self.path.as_slice(), [section, list, ..] if section == "reminders" && list.starts_with("policy["))
+    }
+
+    /// Whether somebody tried to write a policy elsewhere.
+    fn is_a_lost_policy(&self) -> bool {
+        matches!(self.path.as_slice(), [section, list, ..] if section == "reminders" && list == "policy")
+    }
+}
+
+/// What a policy may say.
+const POLICY_KEYS: [&str; 7] =
+    ["match.kind", "match.scope", "match.owner", "match.description", "lead_times", "window", "contacts"];
+
+/// The values of policies by their keys, `reminders.policy[1].match.kind` and so on; others become problems.
+fn policies(leaves: Vec<Leaf>, problems: &mut Vec<String>) -> Vec<(String, Value)> {
+    let mut found = Vec::new();
+    for Leaf { path, value } in leaves {
+        let (key, name) = (dotted(&path), dotted(path.get(2..).unwrap_or_default()));
+        let is_table = matches!(value.kind, ValueKind::Table(_));
+        if name.is_empty() || name == "match" && is_table || POLICY_KEYS.contains(&name.as_str()) && !is_table {
+            found.push((key, value));
+        } else {
+            let origin = value.origin().unwrap_or(BUILT_IN);
+            problems
+                .push(format!("{key} ({origin}): unknown key; the keys of a policy are {}", POLICY_KEYS.join(", ")));
+        }
+    }
+    found
+}
+
 /// The merged values by their dotted keys. Adds what is wrong with the layers themselves to `problems`.
 ///
 /// A file that is not TOML would make half the values look wrong, so then nothing is merged: `None`.
@@ -70,6 +103,8 @@ pub(super) fn merged(
             return None;
         }
     };
+    let (policy_leaves, file_leaves): (Vec<Leaf>, Vec<Leaf>) = file_leaves.into_iter().partition(Leaf::is_of_a_policy);
+    let policies = policies(policy_leaves, problems);
     let environment_leaves = variables(environment, problems);
     let config = Config::builder()
         .add_source(Layer(built_in))
@@ -80,6 +115,7 @@ pub(super) fn merged(
         Ok(config) => {
             let mut values = BTreeMap::new();
             flatten(config.cache, String::new(), &mut values);
+            values.extend(policies);
             Some(values)
         }
         Err(error) => {
@@ -133,12 +169,35 @@ fn collect(table: &DeTable<'_>, prefix: &[String], place: &impl Fn(usize) -> Str
         path.push(key.get_ref().to_string());
         match value.get_ref() {
             DeValue::Table(inner) if !inner.is_empty() => collect(inner, &path, place, found),
+            DeValue::Array(items) if tables(items).count() > 0 => {
+                let origin = place(key.span().start);
+                for (n, table) in tables(items).enumerate() {
+                    let mut path = path.clone();
+                    if let Some(name) = path.last_mut() {
+                        *name = format!("{name}[{}]", n + 1);
+                    }
+                    match table {
+                        table if table.is_empty() => {
+                            found.push(Leaf { path, value: Value::new(Some(&origin), ValueKind::Table(Map::new())) });
+                        }
+                        table => collect(table, &path, place, found),
+                    }
+                }
+            }
             _ => {
                 let origin = place(key.span().start);
                 found.push(Leaf { path, value: Value::new(Some(&origin), kind(value)) });
             }
         }
     }
+}
+
+/// The tables of a list, as `[[reminders.policy]]` makes it.
+fn tables<'a, 'b>(items: &'a [Spanned<DeValue<'b>>]) -> impl Iterator<Item = &'a DeTable<'b>> {
+    items.iter().filter_map(|item| match item.get_ref() {
+        DeValue::Table(table) => Some(table),
+        _ => None,
+    })
 }
 
 fn kind(value: &Spanned<DeValue<'_>>) -> ValueKind {
@@ -183,9 +242,17 @@ fn variables(environment: impl IntoIterator<Item = (OsString, OsString)>, proble
 /// password's key has written a password beside it.
 fn known(leaves: Vec<Leaf>, keys: &BTreeSet<String>, problems: &mut Vec<String>) -> Layer {
     let mut layer = Layer::default();
-    for Leaf { path, value } in leaves {
+    for leaf in leaves {
+        let lost = leaf.is_a_lost_policy();
+        let Leaf { path, value } = leaf;
         let key = dotted(&path);
         let origin = value.origin().unwrap_or(BUILT_IN).to_owned();
+        if lost {
+            problems.push(format!(
+                "{key} ({origin}): policies stand in the configuration file, each under [[reminders.policy]]"
+            ));
+            continue;
+        }
         let is_table = matches!(value.kind, ValueKind::Table(_));
         let is_section = keys.iter().any(|known| in_section(known, &key));
         if keys.contains(&key) {

@@ -94,6 +94,17 @@ impl Reader {
         Reported
     }
 
+    /// How many sections of this name there are: `name[1]`, `name[2]` and so on.
+    pub(super) fn sections(&self, name: &str) -> usize {
+        let number = |key: &String| key.strip_prefix(name)?.strip_prefix('[')?.split(']').next()?.parse::<usize>().ok();
+        self.values.keys().filter_map(number).max().unwrap_or_default()
+    }
+
+    /// Whether a key has a value: those in a list of sections need not.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
     /// A text as a type; `None` where it is empty.
     pub(super) fn optional<T>(
         &mut self,
@@ -101,6 +112,8 @@ impl Reader {
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Result<Option<T>, Reported> {
         let text = match self.values.get(key).map(|value| &value.kind) {
+            // Of keys in a list of sections; the others are all in the built-in file.
+            None => return Ok(None),
             Some(ValueKind::String(text)) => text.trim().to_owned(),
             // A bare number is what it would be in the environment, where everything is text.
             Some(ValueKind::I64(number)) => number.to_string(),

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use tempfile::TempDir;
 
 use super::*;
+use crate::digest::Digest;
 
 mod values;
 
@@ -79,7 +80,13 @@ fn the_defaults_are_complete() {
             lead_times: vec![TimeDelta::days(30), TimeDelta::days(7), TimeDelta::days(1)],
             expired_notice: true,
             stale_after: TimeDelta::days(7),
+            skip_unused: false,
+            policies: Vec::new(),
         }
+    );
+    assert_eq!(
+        settings.digest,
+        Digest { urgent_within: TimeDelta::days(1), ..Digest::holding(TimeDelta::minutes(10)) }
     );
     assert_eq!(
         settings.mail,
@@ -199,7 +206,7 @@ fn unknown_keys_get_a_suggestion() {
     refused("lead_times = []\n", &["did you mean reminders.lead_times?"]);
     refused("[smtp]\nhost = \"x\"\n", &["did you mean mail.smtp.host?"]);
     refused("[log]\nzzz = 1\n", &["the keys of [log] are log.format, log.level"]);
-    refused("[zzz]\n", &["zzz", "the sections are guard, http, log, mail, reminders"]);
+    refused("[zzz]\n", &["zzz", "the sections are digest, guard, http, log, mail, reminders"]);
     refused("[store.url]\nx = 1\n", &["store.url.x", "did you mean store.url?"]);
     refused("\"mail.from\" = \"a@example.org\"\n", &["unknown key"]);
 }
@@ -235,4 +242,91 @@ fn a_variable_must_be_utf8() {
     machine.environment.insert("LAPSED__MAIL__MAILDIR__PATH".into(), OsString::from_vec(vec![b'/', 0xff]));
     let error = machine.load(None).unwrap_err().to_string();
     assert!(error.contains("LAPSED__MAIL__MAILDIR__PATH: its value is not valid UTF-8"), "{error}");
+}
+
+#[test]
+fn when_messages_go_is_read() {
+    let text = "[digest]\nhold = \"0s\"\nwindow = \"Mon-Fri 08:00-18:00\"\nmin_interval = \"1d\"\nurgent_within = \"36h\"\n\
+                [reminders]\nunused = \"skip\"\n";
+    let machine = Machine::new();
+    let path = machine.file("given.toml", text);
+    let settings = machine.load(Some(&path)).unwrap();
+    let expected = Digest {
+        hold: TimeDelta::zero(),
+        window: Some("mon-fri 08:00-18:00".parse().unwrap()),
+        min_interval: Some(TimeDelta::days(1)),
+        urgent_within: TimeDelta::hours(36),
+    };
+    assert_eq!(settings.digest, expected);
+    assert!(settings.reminders.skip_unused);
+    refused("[digest]\nhold = \"\"", &["digest.hold = \"\"", "must not be empty"]);
+    refused("[digest]\nwindow = \"8-18\"", &["digest.window = \"8-18\"", "mon-fri 08:00-18:00"]);
+    refused("[digest]\nmin_interval = \"0s\"", &["digest.min_interval", "longer than zero"]);
+    refused("[digest]\nurgent_within = \"soon\"", &["digest.urgent_within", "not a duration"]);
+    refused("[reminders]\nunused = \"hide\"", &["reminders.unused = \"hide\"", "\"mention\" or \"skip\""]);
+}
+
+#[test]
+fn the_examples_of_the_documentation_are_configurations() {
+    let text = include_str!("../../docs/reminders.md");
+    let examples: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert!(!examples.is_empty());
+    for example in examples {
+        let machine = Machine::new();
+        let path = machine.file("example.toml", example);
+        machine.load(Some(&path)).unwrap_or_else(|error| panic!("{error}\n{example}"));
+    }
+}
+
+#[test]
+fn policies_are_read_in_their_order() {
+    let text = r#"
+        [reminders]
+        lead_times = ["30d"]
+        [[reminders.policy]]
+        match.kind = "additional"
+        match.owner = "{ci,cd}-*"
+        lead_times = ["2d", "14d"]
+        contacts = ["Security@example.org"]
+        [[reminders.policy]]
+        window = "mon-fri 08:00-18:00"
+        [reminders.policy.match]
+        description = "*laptop*"
+        scope = "repo:*"
+    "#;
+    let machine = Machine::new();
+    let path = machine.file("given.toml", text);
+    let settings = machine.load(Some(&path)).unwrap();
+    let [first, second] = settings.reminders.policies.as_slice() else { panic!("{:?}", settings.reminders.policies) };
+    assert_eq!(first.matches.to_string(), "kind = \"additional\", owner = \"{ci,cd}-*\"");
+    assert_eq!(first.lead_times, Some(vec![TimeDelta::days(14), TimeDelta::days(2)]));
+    assert_eq!(first.contacts.iter().map(ToString::to_string).collect::<Vec<_>>(), ["security@example.org"]);
+    assert_eq!((first.window, second.lead_times.as_ref()), (None, None));
+    assert_eq!(second.matches.to_string(), "scope = \"repo:*\", description = \"*laptop*\"");
+    assert_eq!(second.window.map(|window| window.to_string()).as_deref(), Some("mon-fri 08:00-18:00"));
+}
+
+#[test]
+fn what_is_wrong_with_a_policy_names_its_key() {
+    let second = |text: &str| format!("[[reminders.policy]]\nmatch.owner = \"a\"\n[[reminders.policy]]\n{text}\n");
+    let owner = "match.owner = \"b\"";
+    refused(
+        &second("match.kind = \"third\""),
+        &["reminders.policy[2].match.kind = \"third\"", ":4)", "\"primary\" or \"additional\""],
+    );
+    refused(&second("match.scope = \"[a\""), &["reminders.policy[2].match.scope = \"[a\"", "is no pattern"]);
+    refused(&second("match.scope = 3.5"), &["reminders.policy[2].match.scope", "must be text"]);
+    refused(&second("window = \"mon-fri 08:00-18:00\""), &["reminders.policy[2].match:", "at least one of kind"]);
+    refused(&second(""), &["reminders.policy[2].match:", "at least one of kind"]);
+    refused(&second(&format!("{owner}\nlead_times = [\"0s\"]")), &["reminders.policy[2].lead_times", "expired_notice"]);
+    refused(&second(&format!("{owner}\nwindow = \"9-5\"")), &["reminders.policy[2].window = \"9-5\""]);
+    refused(&second(&format!("{owner}\ncontacts = [\"nobody\"]")), &["reminders.policy[2].contacts = [\"nobody\"]"]);
+    refused(
+        &second(&format!("{owner}\nleads = [\"1d\"]")),
+        &["reminders.policy[2].leads", "unknown key", "match.kind, match.scope", "lead_times"],
+    );
+    refused(&second(&format!("{owner}\nlead_times.x = 1")), &["reminders.policy[2].lead_times.x", "unknown key"]);
+    refused("[reminders.policy]\nmatch.kind = \"primary\"\n", &["reminders.policy.match.kind", "[[reminders.policy]]"]);
+    refused("[reminders]\npolicy = 3\n", &["reminders.policy (", "[[reminders.policy]]"]);
+    refused("[[digest]]\nhold = \"1m\"\n", &["digest[1].hold", "unknown key"]);
 }

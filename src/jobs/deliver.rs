@@ -33,6 +33,7 @@ use crate::mail::compose::Composer;
 use crate::mail::letter::{Alert, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
+use crate::policies::Group;
 use crate::store::outbox::{ClaimedMessage, MessageKind};
 use crate::store::planning::{Facts, Reminded};
 use crate::store::{Result, Store};
@@ -141,6 +142,10 @@ pub struct Terms {
     pub every: Duration,
     /// How long a session that has nothing to do stays open.
     pub idle: Duration,
+    /// The policies of groups of tokens: who is told of these besides others.
+    pub groups: Arc<[Group]>,
+    /// Whether to remember when contacts were sent reminders, so that planning can leave some time between two mails.
+    pub remember: bool,
 }
 
 /// Sends messages from a store, through several sessions at once.
@@ -405,10 +410,19 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         asked.dedup();
         let facts: HashMap<ContactId, Facts> = self.store.facts(&asked).await?;
         let (now, nothing) = (self.clock.now(), Facts::default());
+        let mut attempts = Vec::new();
         for message in claimed {
             let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
             let alert = self.alert(message.kind, now).await?;
-            let (attempt, letter) = Attempt::new(message, facts, alert, self.terms.fallback, now);
+            attempts.push(Attempt::new(message, facts, alert, &self.terms, now));
+        }
+        if self.terms.remember {
+            let to = attempts.iter().filter(|(attempt, _)| attempt.message.kind == MessageKind::Reminders);
+            let to: Vec<ContactId> = to.filter_map(|(_, letter)| Some(letter.as_ref()?.to.id)).collect();
+            // Before the mail goes: a pass that plans meanwhile must know. One that plans at this very moment may not.
+            self.store.mailed(&to, now).await?;
+        }
+        for (attempt, letter) in attempts {
             match letter {
                 Some(letter) => self.send(attempt, letter),
                 None => self.ended.push(attempt),

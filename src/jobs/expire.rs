@@ -11,11 +11,10 @@ use uuid::Uuid;
 
 use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
-use crate::policy::{Lead, expired_notice};
+use crate::policy::{Decision, Lead, expired_notice};
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Watermark, Written};
 use crate::store::{Result, Store};
-use crate::token::OwnerId;
 
 /// The job's name in the store and in logs.
 pub const NAME: &str = "expire";
@@ -28,10 +27,10 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     let mut marked = store.overdue(now, rules.batch).await?;
     if !marked.is_empty() {
         if allow(store, rules, now, &mut marked).await? {
-            let did = write(store, lease, rules, now, &marked, None).await?;
+            let did = write(store, lease, rules, now, &mut marked, None).await?;
             return Ok(Outcome { did, more: true });
         }
-        return waits(store, lease, rules, now, &marked, None).await;
+        return waits(store, lease, rules, now, &mut marked, None).await;
     }
     let mut watermarks = store.watermarks().await?;
     let known = watermarks.remove(&Lead::EXPIRED);
@@ -47,12 +46,12 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     let allowed = page.is_empty() || allow(store, rules, now, &mut page).await?;
     let reached = page.last().map(|last| Watermark { instant: last.deadline.expires_at, token: last.id.uuid() });
     if !allowed {
-        return waits(store, lease, rules, now, &page, reached).await;
+        return waits(store, lease, rules, now, &mut page, reached).await;
     }
     let Some(reached) = reached else {
         return Ok(Outcome { did: Written::default(), more: false });
     };
-    let did = write(store, lease, rules, now, &page, Some(reached)).await?;
+    let did = write(store, lease, rules, now, &mut page, Some(reached)).await?;
     Ok(Outcome { did, more })
 }
 
@@ -71,7 +70,7 @@ async fn waits<S: Store>(
     lease: &Lease,
     rules: &Rules,
     now: Timestamp,
-    allowed: &[Candidate],
+    allowed: &mut [Candidate],
     reached: Option<Watermark>,
 ) -> Result<Outcome<Written>> {
     let mut did = Written::default();
@@ -88,28 +87,26 @@ async fn write<S: Store>(
     lease: &Lease,
     rules: &Rules,
     now: Timestamp,
-    page: &[Candidate],
+    page: &mut [Candidate],
     reached: Option<Watermark>,
 ) -> Result<Written> {
-    let notice = |token: &Candidate| expired_notice(&rules.policy, token.deadline.expires_at, now, token.replaced);
-    let mut owners: Vec<OwnerId> =
-        page.iter().filter(|token| notice(token).is_some()).map(|token| token.owner).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    let contacts = store.reachable(&owners).await?;
-    let reminders: Vec<NewReminder> = page
-        .iter()
-        .filter_map(|token| notice(token).map(|decision| (token, decision)))
-        .flat_map(|(token, decision)| {
-            let contacts = contacts.get(&token.owner).map_or(&[][..], Vec::as_slice);
-            rules.rows(token, Lead::EXPIRED, decision, contacts)
-        })
-        .collect();
+    rules.describe(store, page).await?;
+    let page: &[Candidate] = page;
+    let notice = |token: &Candidate| {
+        let notice = expired_notice(&rules.policy, token.deadline.expires_at, now);
+        notice.filter(|_| rules.speaks_of(token.usage, now))
+    };
+    let noticed: Vec<(&Candidate, Decision)> =
+        page.iter().filter_map(|token| notice(token).map(|decision| (token, decision))).collect();
+    let tokens: Vec<&Candidate> = noticed.iter().map(|(token, _)| *token).collect();
+    let recipients = rules.recipients(store, &tokens, now).await?;
+    let reminders: Vec<NewReminder> =
+        noticed.iter().flat_map(|(token, decision)| rules.rows(token, Lead::EXPIRED, *decision, &recipients)).collect();
     let may_open = match reminders.len() {
         0 => None,
         wanted => rules.guard.may_open(store, wanted, now).await?,
     };
-    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold, may_open };
+    let decided = Decided { now, looked_at: page, reminders, may_open };
     let mut written = store.expire(lease, decided, reached).await?;
     // Where an edit came in between, fewer were marked than are on the page, and the numbers are those of its neighbours.
     let marked = usize::try_from(written.tokens).unwrap_or(usize::MAX);

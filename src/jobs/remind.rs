@@ -6,11 +6,11 @@
 
 use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
-use crate::policy::{Lead, due_reminders};
+use crate::policies::fingerprint;
+use crate::policy::{Lead, change_notice, due_reminders};
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Progress, Watermark, Written};
 use crate::store::{Result, Store};
-use crate::token::OwnerId;
 
 /// The job's name in the store and in logs.
 pub const NAME: &str = "remind";
@@ -20,29 +20,31 @@ pub const NAME: &str = "remind";
 /// # Errors
 /// When the store fails or the lease was lost; nothing of the page is written then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
-    let widest = rules.policy.leads().first().copied();
-    let marked = store.unplanned(now, rules.batch).await?;
+    let leads = rules.leads();
+    let mut marked = store.unplanned(now, rules.batch).await?;
     if !marked.is_empty() {
-        let did = write(store, lease, rules, now, &marked, widest.unwrap_or(Lead::EXPIRED), Progress::Planned).await?;
+        rules.describe(store, &mut marked).await?;
+        let did = write(store, lease, rules, now, &marked, Progress::Planned).await?;
         return Ok(Outcome { did, more: true });
     }
     let watermarks = store.watermarks().await?;
     // Lead 0 is the watermark of `expire`.
-    let kept: Vec<Lead> = rules.policy.leads().iter().copied().chain([Lead::EXPIRED]).collect();
+    let kept: Vec<Lead> = leads.iter().copied().chain([Lead::EXPIRED]).collect();
     if watermarks.keys().any(|lead| !kept.contains(lead)) {
         store.keep_watermarks(lease, &kept, now).await?;
     }
-    for lead in rules.policy.leads() {
+    for lead in &leads {
         let known = watermarks.get(lead).filter(|watermark| watermark.instant <= now);
         // A lead that is new, or whose watermark lies in the future because the clock went back, starts from all that
         // stands inside its window now: deadlines after this instant.
         let from = known.copied().unwrap_or_else(|| Watermark::after(lead.due_at(now)));
         // One more than a page tells whether another follows. The last page always ends at this instant: if the clock is
         // wrong, the watermark must show it, or what was dealt with at the wrong time would count for good.
-        let found = store.crossing(*lead, from, now, rules.batch.saturating_add(1)).await?;
+        let mut found = store.crossing(*lead, from, now, rules.batch.saturating_add(1)).await?;
         if found.is_empty() && known.is_some() {
             continue;
         }
+        rules.describe(store, &mut found).await?;
         let (page, more) = match found.split_at_checked(rules.batch as usize) {
             Some((page, [_, ..])) => (page, page.last()),
             _ => (found.as_slice(), None),
@@ -51,10 +53,25 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
             || Watermark::after(now),
             |last| Watermark { instant: lead.due_at(last.deadline.expires_at), token: last.id.uuid() },
         );
-        let did = write(store, lease, rules, now, page, *lead, Progress::Reached(*lead, reached)).await?;
+        let did = write(store, lease, rules, now, page, Progress::Reached(*lead, reached)).await?;
         return Ok(Outcome { did, more: true });
     }
     Ok(Outcome { did: Written::default(), more: false })
+}
+
+/// Notices that the policies are others than those that the last pass went by, whichever process made it: then the next steps
+/// read every lead's whole window against the ledger, as if the leads were new. A lead's watermark says how far all tokens have
+/// been dealt with, and a token that follows another policy may owe a reminder behind it. That is what marking each token would
+/// come to, without writing a mark to any.
+///
+/// Daemons with different policies take turns in this, and each reads the windows again: costly, but nothing is lost when one of
+/// them is stopped in the middle of a change.
+///
+/// # Errors
+/// When the store fails or the lease was lost.
+pub async fn adopt<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<bool> {
+    let fingerprint = fingerprint(&rules.policy, &rules.groups);
+    store.adopt_policies(lease, fingerprint.as_deref(), now).await
 }
 
 /// Makes the next steps read every lead's whole window against the ledger, and `expire` look for whatever is active past
@@ -73,31 +90,40 @@ async fn write<S: Store>(
     rules: &Rules,
     now: Timestamp,
     page: &[Candidate],
-    widest: Lead,
     progress: Progress,
 ) -> Result<Written> {
+    // A page of one lead leaves wider ones alone, and the tokens whose policy does not have that lead.
+    let due = |token: &Candidate| {
+        let policy = rules.terms(token).policy;
+        let widest = match progress {
+            Progress::Planned => policy.leads().first().copied(),
+            Progress::Reached(lead, _) => Some(lead).filter(|lead| policy.leads().contains(lead)),
+        };
+        let mut due = widest.map_or_else(Vec::new, |widest| due_reminders(policy, token.deadline, now, widest));
+        if let (Progress::Planned, Some(moved_from)) = (&progress, token.moved_from) {
+            let notice = change_notice(policy, moved_from, token.deadline.expires_at, now, &due);
+            due.extend(notice.map(|decision| (Lead::CHANGED, decision)));
+        }
+        due
+    };
     let due: Vec<_> = page
         .iter()
-        .filter(|token| !token.replaced)
-        .map(|token| (token, due_reminders(&rules.policy, token.deadline, now, widest)))
+        .filter(|token| rules.speaks_of(token.usage, now))
+        .map(|token| (token, due(token)))
         .filter(|(_, due)| !due.is_empty())
         .collect();
-    let mut owners: Vec<OwnerId> = due.iter().map(|(token, _)| token.owner).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    let contacts = if owners.is_empty() { Default::default() } else { store.reachable(&owners).await? };
+    let tokens: Vec<&Candidate> = due.iter().map(|(token, _)| *token).collect();
+    let recipients = rules.recipients(store, &tokens, now).await?;
     let reminders: Vec<NewReminder> = due
-        .into_iter()
-        .flat_map(|(token, due)| {
-            let contacts = contacts.get(&token.owner).map_or(&[][..], Vec::as_slice);
-            due.into_iter().flat_map(move |(lead, decision)| rules.rows(token, lead, decision, contacts))
-        })
+        .iter()
+        .flat_map(|(token, due)| due.iter().map(move |(lead, decision)| (*token, *lead, *decision)))
+        .flat_map(|(token, lead, decision)| rules.rows(token, lead, decision, &recipients))
         .collect();
     let may_open = match reminders.len() {
         0 => None,
         wanted => rules.guard.may_open(store, wanted, now).await?,
     };
-    let decided = Decided { now, looked_at: page, reminders, not_before: now + rules.hold, may_open };
+    let decided = Decided { now, looked_at: page, reminders, may_open };
     let written = store.plan(lease, decided, progress).await?;
     guard::report(&written);
     Ok(written)

@@ -12,10 +12,9 @@ use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
-use crate::coverage::{Ledger, Verdict};
+use crate::coverage::{InTime, Ledger, Verdict};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::policy::Lead;
 use crate::store::accounts::ReminderState;
 use crate::store::{self, Store};
 
@@ -65,8 +64,8 @@ pub(super) struct Counts<S, C> {
     pub(super) clock: C,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
-    /// The lead by which owners must know.
-    pub(super) shortest: Lead,
+    /// By when owners must know, by the policy for all tokens.
+    pub(super) in_time: InTime,
 }
 
 impl<S: Store, C: Clock> Counts<S, C> {
@@ -106,7 +105,7 @@ impl<S: Store, C: Clock> Counts<S, C> {
                 self.metrics.stored(tokens, self.store.suppressed_count().await?, now);
             }
             What::Coverage => {
-                let (covered, owed) = windows.follow(&self.store, self.shortest, now).await?;
+                let (covered, owed) = windows.follow(&self.store, self.in_time, now).await?;
                 self.metrics.coverage(covered, owed, now);
             }
         }
@@ -137,7 +136,7 @@ struct Windows {
 
 impl Windows {
     /// How many owners knew in time, and how many should have, up to now.
-    async fn follow<S: Store>(&mut self, store: &S, shortest: Lead, now: Timestamp) -> store::Result<(u64, u64)> {
+    async fn follow<S: Store>(&mut self, store: &S, in_time: InTime, now: Timestamp) -> store::Result<(u64, u64)> {
         let is_stale = |read: Timestamp| now < read || now - read >= TimeDelta::days(1);
         if self.read.is_none_or(is_stale) {
             self.past.clear();
@@ -154,16 +153,16 @@ impl Windows {
         let mut from = self.past.back().map_or(first, |window| window.end);
         while from < whole {
             let end = from + WINDOW;
-            self.past.push_back(read(store, shortest, from, end).await?);
+            self.past.push_back(read(store, in_time, from, end).await?);
             from = end;
         }
-        let last = read(store, shortest, whole, now).await?;
+        let last = read(store, in_time, whole, now).await?;
         let all = || self.past.iter().chain([&last]);
         Ok((all().map(|window| window.covered).sum(), all().map(|window| window.owed).sum()))
     }
 }
 
-async fn read<S: Store>(store: &S, shortest: Lead, from: Timestamp, end: Timestamp) -> store::Result<Window> {
+async fn read<S: Store>(store: &S, in_time: InTime, from: Timestamp, end: Timestamp) -> store::Result<Window> {
     let mut ledger = Ledger::default();
     let visit = |row: crate::store::reports::LedgerRow| {
         // Why somebody did not know is not asked here.
@@ -174,7 +173,7 @@ async fn read<S: Store>(store: &S, shortest: Lead, from: Timestamp, end: Timesta
     };
     store.each_ledger_row(from, end, visit).await?;
     let mut window = Window { end, ..Window::default() };
-    let visit = |token| match ledger.verdict(&token, shortest) {
+    let visit = |token| match ledger.verdict(&token, in_time) {
         Verdict::Covered => {
             window.covered += 1;
             window.owed += 1;

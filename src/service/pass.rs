@@ -192,7 +192,12 @@ impl<S: Store> Planner<S> {
     async fn steps(&self, task: Task, lease: &Lease, tally: &mut Tally) -> Result<()> {
         match task {
             Task::Expire => while self.revive(lease, tally).await? {},
-            Task::Remind => self.reconcile_if_due(lease).await?,
+            Task::Remind => {
+                if remind::adopt(&self.store, lease, &self.rules, self.clock.now()).await? {
+                    tracing::info!("the policies are others than before: all windows are read again");
+                }
+                self.reconcile_if_due(lease).await?;
+            }
             Task::Purge => {}
         }
         while !self.stop.is_cancelled() {

@@ -132,6 +132,12 @@ pub trait Accounts {
         now: Timestamp,
     ) -> impl Future<Output = Result<ContactId>> + Send;
 
+    /// The contact with this address, which is made where there is none.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn make_contact(&self, contact: &NewContact, now: Timestamp) -> impl Future<Output = Result<ContactId>> + Send;
+
     /// A contact speaks for an owner no longer. What is pending is cancelled when its message is claimed.
     ///
     /// # Errors
@@ -153,7 +159,46 @@ pub trait Accounts {
     /// # Errors
     /// [`Error::Exists`](super::Error::Exists) when the owner has such a primary or external id already,
     /// [`Error::Missing`](super::Error::Missing) when there is no such owner.
-    fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> impl Future<Output = Result<()>> + Send;
+    fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> impl Future<Output = Result<()>> + Send {
+        self.add_watched_token(token, secret, &[], token.created_at)
+    }
+
+    /// The same with contacts that are told of it besides those of its owner.
+    ///
+    /// # Errors
+    /// As [`Accounts::add_token`], with nothing written.
+    fn add_watched_token(
+        &self,
+        token: &Token,
+        secret: Option<&SecretHash>,
+        watchers: &[NewContact],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// From now on these contacts are told of a token besides those of its owner: of what is due now, too. Doing it twice
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Missing`](super::Error::Missing), with nothing written.
+    fn watch_token(
+        &self,
+        token: TokenId,
+        watchers: &[NewContact],
+        now: Timestamp,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// A contact is no longer told of a token, unless it speaks for the owner. What is pending is cancelled when its message
+    /// is claimed. Returns whether it had been.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn unwatch_token(&self, token: TokenId, contact: ContactId) -> impl Future<Output = Result<bool>> + Send;
+
+    /// Who is told of a token besides the contacts of its owner.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn watchers_of(&self, token: TokenId) -> impl Future<Output = Result<Vec<Contact>>> + Send;
 
     /// Gives an owner that came with an import its primary token, and these contacts.
     ///
@@ -244,7 +289,8 @@ pub trait Accounts {
     /// When the store fails.
     fn token_by_secret(&self, bucket: Bucket, hash: &SecretHash) -> impl Future<Output = Result<Option<Token>>> + Send;
 
-    /// Records that a token was used, unless `unless_since` or later was recorded already.
+    /// Records that a token was used, unless `unless_since` or later was recorded already. One whose use `wakes` it is marked
+    /// unplanned.
     ///
     /// # Errors
     /// When the store fails; the use stands all the same.
@@ -253,6 +299,7 @@ pub trait Accounts {
         id: TokenId,
         now: Timestamp,
         unless_since: Timestamp,
+        wakes: bool,
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// All that the ledger has of a token, oldest deadline and widest lead first.

@@ -140,7 +140,7 @@ macro_rules! bounce_operations {
                 .bind(At(now))
                 .execute(&mut *tx)
                 .await?;
-                write_reminders(&mut tx, escalations, now, now, None).await?;
+                write_reminders(&mut tx, escalations, now, None).await?;
                 tx.commit().await?;
                 Ok(true)
             }

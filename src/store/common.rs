@@ -106,6 +106,13 @@ macro_rules! common_operations {
                 Ok(id)
             }
 
+            async fn make_contact(&self, contact: &NewContact, now: Timestamp) -> Result<ContactId> {
+                let mut tx = self.begin().await?;
+                let id = known_contact(&mut tx, contact, now).await?;
+                tx.commit().await?;
+                Ok(id)
+            }
+
             async fn unlink_contact(&self, owner: OwnerId, contact: ContactId) -> Result<()> {
                 let mut tx = self.begin().await?;
                 sqlx::query("DELETE FROM owner_contacts WHERE bucket = $1 AND owner_id = $2 AND contact_id = $3")
@@ -151,11 +158,80 @@ macro_rules! common_operations {
                 Ok(contact)
             }
 
-            async fn add_token(&self, token: &Token, secret: Option<&SecretHash>) -> Result<()> {
+            async fn add_watched_token(
+                &self,
+                token: &Token,
+                secret: Option<&SecretHash>,
+                watchers: &[NewContact],
+                now: Timestamp,
+            ) -> Result<()> {
                 let mut tx = self.begin().await?;
+                let contacts = known_contacts(&mut tx, watchers, now).await?;
                 insert_token(&mut tx, token, secret).await?;
+                for contact in contacts {
+                    watch(&mut tx, token.id, contact).await?;
+                }
                 tx.commit().await?;
                 Ok(())
+            }
+
+            async fn watch_token(&self, id: TokenId, watchers: &[NewContact], now: Timestamp) -> Result<()> {
+                let mut tx = self.begin().await?;
+                let contacts = known_contacts(&mut tx, watchers, now).await?;
+                let row: Option<TokenRow> = sqlx::query_as(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    " FROM tokens t WHERE t.bucket = $1 AND t.id = $2",
+                    $lock
+                ))
+                .bind(id.bucket().column())
+                .bind(id.uuid())
+                .fetch_optional(&mut *tx)
+                .await?;
+                let row = row.ok_or_else(|| Error::Missing { what: "token", name: id.to_string() })?;
+                let mut token: Token = row.try_into()?;
+                for contact in contacts {
+                    watch(&mut tx, id, contact).await?;
+                }
+                // Who comes now is told of what is due now.
+                mark_unplanned(&mut token, now);
+                sqlx::query("UPDATE tokens SET unplanned = $3 WHERE bucket = $1 AND id = $2")
+                    .bind(id.bucket().column())
+                    .bind(id.uuid())
+                    .bind(token.unplanned)
+                    .execute(&mut *tx)
+                    .await?;
+                tx.commit().await?;
+                Ok(())
+            }
+
+            async fn unwatch_token(&self, id: TokenId, contact: ContactId) -> Result<bool> {
+                let mut tx = self.begin().await?;
+                let removed = sqlx::query(
+                    "DELETE FROM token_contacts WHERE bucket = $1 AND token_id = $2 AND contact_id = $3",
+                )
+                .bind(id.bucket().column())
+                .bind(id.uuid())
+                .bind(contact.uuid())
+                .execute(&mut *tx)
+                .await?;
+                tx.commit().await?;
+                Ok(removed.rows_affected() > 0)
+            }
+
+            async fn watchers_of(&self, id: TokenId) -> Result<Vec<Contact>> {
+                let ids: Vec<(Uuid,)> =
+                    sqlx::query_as("SELECT contact_id FROM token_contacts WHERE bucket = $1 AND token_id = $2")
+                        .bind(id.bucket().column())
+                        .bind(id.uuid())
+                        .fetch_all(&self.reader())
+                        .await?;
+                let mut contacts = Vec::with_capacity(ids.len());
+                for (id,) in ids {
+                    contacts.extend(contact(&self.reader(), id.into()).await?);
+                }
+                contacts.sort_by(|a, b| a.address.cmp(&b.address));
+                Ok(contacts)
             }
 
             async fn add_primary(
@@ -217,7 +293,7 @@ macro_rules! common_operations {
                 sqlx::query(
                     "UPDATE tokens \
                      SET description = $3, expires_at = $4, deadline_set_at = $5, generation = $6, unplanned = $7, \
-                         status = $8, ended_at = $9, replaced_by = $10 \
+                         status = $8, ended_at = $9, replaced_by = $10, moved_from = $11 \
                      WHERE bucket = $1 AND id = $2",
                 )
                 .bind(id.bucket().column())
@@ -230,10 +306,21 @@ macro_rules! common_operations {
                 .bind(token.status.as_str())
                 .bind(token.ended_at.map(At))
                 .bind(token.replaced_by.map(TokenId::uuid))
+                .bind(token.moved_from.map(At))
                 .execute(&mut *tx)
                 .await?;
                 if let Some((successor, secret)) = &changed.successor {
                     insert_token(&mut tx, successor, Some(&secret.hash())).await?;
+                    // Who watches the one watches the other.
+                    sqlx::query(
+                        "INSERT INTO token_contacts (bucket, token_id, contact_id) \
+                         SELECT bucket, $3, contact_id FROM token_contacts WHERE bucket = $1 AND token_id = $2",
+                    )
+                    .bind(id.bucket().column())
+                    .bind(id.uuid())
+                    .bind(successor.id.uuid())
+                    .execute(&mut *tx)
+                    .await?;
                 }
                 tx.commit().await?;
                 Ok(changed)
@@ -434,15 +521,22 @@ macro_rules! common_operations {
                 row.map(Token::try_from).transpose()
             }
 
-            async fn record_use(&self, id: TokenId, now: Timestamp, unless_since: Timestamp) -> Result<()> {
+            async fn record_use(
+                &self,
+                id: TokenId,
+                now: Timestamp,
+                unless_since: Timestamp,
+                wakes: bool,
+            ) -> Result<()> {
                 sqlx::query(
-                    "UPDATE tokens SET last_used_at = $3 \
+                    "UPDATE tokens SET last_used_at = $3, unplanned = (unplanned OR $5) \
                      WHERE bucket = $1 AND id = $2 AND (last_used_at IS NULL OR last_used_at < $4)",
                 )
                 .bind(id.bucket().column())
                 .bind(id.uuid())
                 .bind(At(now))
                 .bind(At(unless_since))
+                .bind(wakes)
                 .execute(&self.relaxed_writer())
                 .await?;
                 Ok(())
@@ -576,9 +670,24 @@ macro_rules! common_operations {
             Ok(())
         }
 
-        async fn link(
+        /// The contacts with these addresses, made where there are none. In one order, so that two that need the same never
+        /// wait for each other in a circle.
+        async fn known_contacts(
             tx: &mut Transaction<'_, $database>,
-            owner: OwnerId,
+            contacts: &[NewContact],
+            now: Timestamp,
+        ) -> Result<Vec<ContactId>> {
+            let mut contacts: Vec<&NewContact> = contacts.iter().collect();
+            contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
+            let mut ids = Vec::with_capacity(contacts.len());
+            for contact in contacts {
+                ids.push(known_contact(tx, contact, now).await?);
+            }
+            Ok(ids)
+        }
+
+        async fn known_contact(
+            tx: &mut Transaction<'_, $database>,
             contact: &NewContact,
             now: Timestamp,
         ) -> Result<ContactId> {
@@ -599,15 +708,37 @@ macro_rules! common_operations {
             .bind(At(now))
             .fetch_one(&mut **tx)
             .await?;
+            Ok(id.into())
+        }
+
+        async fn watch(tx: &mut Transaction<'_, $database>, token: TokenId, contact: ContactId) -> Result<()> {
+            sqlx::query(
+                "INSERT INTO token_contacts (bucket, token_id, contact_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+            )
+            .bind(token.bucket().column())
+            .bind(token.uuid())
+            .bind(contact.uuid())
+            .execute(&mut **tx)
+            .await?;
+            Ok(())
+        }
+
+        async fn link(
+            tx: &mut Transaction<'_, $database>,
+            owner: OwnerId,
+            contact: &NewContact,
+            now: Timestamp,
+        ) -> Result<ContactId> {
+            let id = known_contact(tx, contact, now).await?;
             sqlx::query(
                 "INSERT INTO owner_contacts (bucket, owner_id, contact_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
             )
             .bind(owner.bucket().column())
             .bind(owner.uuid())
-            .bind(id)
+            .bind(id.uuid())
             .execute(&mut **tx)
             .await?;
-            Ok(id.into())
+            Ok(id)
         }
 
         async fn insert_token(

@@ -128,7 +128,19 @@ macro_rules! common_messages {
                     Some(db) if db.is_unique_violation() => Error::Busy(error),
                     _ => error.into(),
                 })?;
-                // Those that are left have joined one that collects.
+                // Those that are left join one that collects, which then waits for nothing more.
+                sqlx::query(
+                    "UPDATE messages SET not_before = $3 \
+                     WHERE bucket = $1 AND state = 'open' AND kind = 'reminders' AND not_before > $3 \
+                       AND contact_id IN ( \
+                           SELECT contact_id FROM messages WHERE bucket = $1 AND state = 'held' AND lease_holder = $2 \
+                       )",
+                )
+                .bind(bucket)
+                .bind(mark)
+                .bind(At(now))
+                .execute(&mut *tx)
+                .await?;
                 sqlx::query("DELETE FROM messages WHERE bucket = $1 AND state = 'held' AND lease_holder = $2")
                     .bind(bucket)
                     .bind(mark)

@@ -8,14 +8,20 @@ use super::accounts::ReminderState;
 use super::planning::{NewReminder, Reminded};
 use crate::clock::Timestamp;
 use crate::policy::Lead;
-use crate::token::ContactId;
+use crate::token::{Bucket, ContactId};
+
+/// A row that is new to the ledger, as the insertion returns it: contact, state, whether it is escalated, token and lead.
+pub(super) type Inserted = (Uuid, String, bool, Uuid, i64);
+
+/// A contact that needs a message, and from when on that may be sent.
+pub(super) type Wanted = (ContactId, Timestamp);
 
 /// The contacts that need a message, each once.
 pub(super) struct Needed {
     /// For their reminders, in the order in which these were decided: the most urgent first.
-    pub(super) reminders: Vec<ContactId>,
+    pub(super) reminders: Vec<Wanted>,
     /// For what is escalated to them.
-    pub(super) escalations: Vec<ContactId>,
+    pub(super) escalations: Vec<Wanted>,
     /// How many reminders are to be sent.
     pub(super) pending: u64,
     /// All that were written.
@@ -23,52 +29,63 @@ pub(super) struct Needed {
 }
 
 impl Needed {
-    /// By what was decided, and what of it is new to the ledger: contact, state, whether it is escalated, and its lead.
-    pub(super) fn new(decided: &[NewReminder], inserted: &[(Uuid, String, bool, i64)]) -> Self {
-        let new: Vec<(Uuid, bool)> = inserted
+    /// By what was decided, and what of it is new to the ledger. A message may go as soon as one of its reminders may.
+    pub(super) fn new(decided: &[NewReminder], inserted: &[Inserted], now: Timestamp) -> Self {
+        let new: HashSet<(Uuid, bool, Uuid, i64)> = inserted
             .iter()
             .filter(|(_, state, ..)| state == ReminderState::Pending.as_str())
-            .map(|(contact, _, escalation, _)| (*contact, *escalation))
+            .map(|(contact, _, escalation, token, lead)| (*contact, *escalation, *token, *lead))
             .collect();
         let mut reminded = Reminded::default();
-        for (_, state, _, lead) in inserted {
+        for (_, state, _, _, lead) in inserted {
             // It was written a moment ago, by its word.
             if let Ok(state) = state.parse() {
                 reminded.add(Lead::from_seconds(*lead), state);
             }
         }
         let pending = new.len() as u64;
-        let mut left: HashSet<(Uuid, bool)> = new.into_iter().collect();
-        let mut of = |escalation: bool| -> Vec<ContactId> {
-            let contacts = decided.iter().filter(|r| r.escalation == escalation).filter_map(|r| r.contact);
-            contacts.filter(|contact| left.remove(&(contact.uuid(), escalation))).collect()
-        };
-        let (reminders, escalations) = (of(false), of(true));
-        Self { reminders, escalations, pending, reminded }
+        let mut needed = Self { reminders: Vec::new(), escalations: Vec::new(), pending, reminded };
+        let mut places: HashMap<(ContactId, bool), usize> = HashMap::new();
+        for reminder in decided {
+            let Some(contact) = reminder.contact else { continue };
+            let escalation = reminder.escalation;
+            if !new.contains(&(contact.uuid(), escalation, reminder.token.uuid(), reminder.lead.seconds())) {
+                continue;
+            }
+            let wanted = if escalation { &mut needed.escalations } else { &mut needed.reminders };
+            let not_before = reminder.not_before.unwrap_or(now);
+            let place = *places.entry((contact, escalation)).or_insert(wanted.len());
+            match wanted.get_mut(place) {
+                Some((_, first)) => *first = not_before.min(*first),
+                None => wanted.push((contact, not_before)),
+            }
+        }
+        needed
     }
 
     /// The contacts whose message would be one too many, where so many may be opened and these have one already.
     pub(super) fn beyond(&self, most: u64, open: &HashSet<Uuid>) -> Vec<ContactId> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let contacts = self.reminders.iter().map(|(contact, _)| *contact);
         let mut beyond: Vec<ContactId> =
-            self.reminders.iter().filter(|contact| !open.contains(&contact.uuid())).skip(most).copied().collect();
-        in_order(&mut beyond);
+            contacts.filter(|contact| !open.contains(&contact.uuid())).skip(most).collect();
+        beyond.sort_unstable_by_key(in_order);
         beyond
     }
 
     /// The contacts that need a message for their reminders, without these.
-    pub(super) fn all_but(&self, held: &[ContactId]) -> Vec<ContactId> {
+    pub(super) fn all_but(&self, held: &[ContactId]) -> Vec<Wanted> {
         let held: HashSet<ContactId> = held.iter().copied().collect();
-        let mut contacts: Vec<ContactId> =
-            self.reminders.iter().filter(|contact| !held.contains(contact)).copied().collect();
-        in_order(&mut contacts);
-        contacts
+        let mut wanted: Vec<Wanted> =
+            self.reminders.iter().filter(|(contact, _)| !held.contains(contact)).copied().collect();
+        wanted.sort_unstable_by_key(|(contact, _)| in_order(contact));
+        wanted
     }
 }
 
-/// In one order, so that two planners that open messages of the same contacts never wait for each other in a circle.
-fn in_order(contacts: &mut [ContactId]) {
-    contacts.sort_unstable_by_key(|contact| (contact.bucket(), *contact));
+/// One order, so that two planners that open messages of the same contacts never wait for each other in a circle.
+fn in_order(contact: &ContactId) -> (Bucket, ContactId) {
+    (contact.bucket(), *contact)
 }
 
 /// The first deadline that each contact is to be told of.

@@ -106,6 +106,7 @@ impl ClaimedReminder {
             state: ReminderState::Pending,
             reason: why,
             escalation: true,
+            not_before: None,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 
 use chrono::TimeDelta;
+use chrono_tz::Tz;
 use uuid::Uuid;
 
 use super::Result;
@@ -14,7 +15,8 @@ use super::jobs::Lease;
 use super::outbox::MessageKind;
 use super::row::At;
 use crate::clock::Timestamp;
-use crate::policy::{Deadline, Lead, Reason};
+use crate::policies::Traits;
+use crate::policy::{Deadline, Lead, Reason, Usage};
 use crate::token::{Bucket, ContactId, Owner, OwnerId, Token, TokenId};
 
 /// How far a lead has been dealt with: every token whose reminder fell due at an earlier instant, or at this one with
@@ -35,7 +37,7 @@ impl Watermark {
 }
 
 /// A token that a pass looks at, with what its decision rests on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Candidate {
     /// Which token.
     pub id: TokenId,
@@ -45,8 +47,12 @@ pub struct Candidate {
     pub deadline: Deadline,
     /// Which of its deadlines this is.
     pub generation: i32,
-    /// Whether it has a successor.
-    pub replaced: bool,
+    /// Whether anybody still uses it.
+    pub usage: Usage,
+    /// The deadline before somebody else than the owner moved it.
+    pub moved_from: Option<Timestamp>,
+    /// What it is matched by, where its policy depends on that.
+    pub traits: Option<Traits>,
 }
 
 /// A row for the ledger.
@@ -68,6 +74,8 @@ pub struct NewReminder {
     pub reason: Option<Reason>,
     /// Whether it tells the fallback what an owner could not be told.
     pub escalation: bool,
+    /// From when on its message may be sent; `None`: at once.
+    pub not_before: Option<Timestamp>,
 }
 
 impl NewReminder {
@@ -82,6 +90,15 @@ impl NewReminder {
     }
 }
 
+/// A contact that takes mail, and what its waits depend on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Addressee {
+    /// Overrides the owner's zone.
+    pub time_zone: Option<Tz>,
+    /// When it was last sent reminders, where that is remembered.
+    pub mailed_at: Option<Timestamp>,
+}
+
 /// What a step decided, to be written in one transaction.
 #[derive(Debug)]
 pub struct Decided<'a> {
@@ -91,8 +108,6 @@ pub struct Decided<'a> {
     pub looked_at: &'a [Candidate],
     /// The rows for the ledger. Those that it has already stay as they are.
     pub reminders: Vec<NewReminder>,
-    /// No claim of the messages that are opened before this instant.
-    pub not_before: Timestamp,
     /// How many messages may be opened; what needs more is held. `None`: any number.
     pub may_open: Option<u64>,
 }
@@ -238,7 +253,7 @@ impl Held {
 /// What `remind` moves on by what it writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress {
-    /// The tokens are planned: their marks are taken off.
+    /// The tokens are planned: their marks are taken off, but for those that have another description since.
     Planned,
     /// The lead has been dealt with up to here.
     Reached(Lead, Watermark),
@@ -275,8 +290,8 @@ pub struct Facts {
     pub tokens: HashMap<TokenId, (Token, Owner)>,
     /// The tokens that there are, but that cannot be read, or whose owner cannot.
     pub broken: HashSet<TokenId>,
-    /// The owners of these tokens that the contact speaks for.
-    pub speaks_for: HashSet<OwnerId>,
+    /// Those that the contact may hear of: it speaks for their owner, or watches them.
+    pub heard: HashSet<TokenId>,
     /// Whether the contact is the fallback.
     pub is_fallback: bool,
 }
@@ -333,11 +348,57 @@ pub trait Planning {
     /// When the store fails.
     fn next_deadline(&self, now: Timestamp) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
 
+    /// Who speaks for these owners, whether or not they take mail.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn speakers(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Vec<ContactId>>>> + Send;
+
+    /// Who is told of these tokens besides those who speak for their owners, whether or not they take mail.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn watchers(&self, tokens: &[TokenId]) -> impl Future<Output = Result<HashMap<TokenId, Vec<ContactId>>>> + Send;
+
+    /// Those of these contacts that take mail.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn addressees(&self, contacts: &[ContactId]) -> impl Future<Output = Result<HashMap<ContactId, Addressee>>> + Send;
+
+    /// The zones of these owners. One that cannot be read is left out.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn zones(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Tz>>> + Send;
+
     /// The contacts of these owners that take mail.
     ///
     /// # Errors
     /// When the store fails.
-    fn reachable(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Vec<ContactId>>>> + Send;
+    fn reachable(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Vec<ContactId>>>> + Send
+    where
+        Self: Sync,
+    {
+        async move {
+            let mut reachable = self.speakers(owners).await?;
+            let mut contacts: Vec<ContactId> = reachable.values().flatten().copied().collect();
+            contacts.sort_unstable();
+            contacts.dedup();
+            let taking = self.addressees(&contacts).await?;
+            reachable.retain(|_, contacts| {
+                contacts.retain(|contact| taking.contains_key(contact));
+                !contacts.is_empty()
+            });
+            Ok(reachable)
+        }
+    }
+
+    /// Remembers that these contacts, all of one bucket, are sent reminders now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> impl Future<Output = Result<()>> + Send;
 
     /// Writes reminders and what has been dealt with by that.
     ///
@@ -392,6 +453,24 @@ pub trait Planning {
     /// When the store fails.
     fn watermarks(&self) -> impl Future<Output = Result<HashMap<Lead, Watermark>>> + Send;
 
+    /// What policies match these tokens by.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn traits(&self, tokens: &[TokenId]) -> impl Future<Output = Result<HashMap<TokenId, Traits>>> + Send;
+
+    /// Remembers by which policies a job plans. Where they are others than before, forgets the watermarks of all leads but lead
+    /// 0, in the same transaction, and says so.
+    ///
+    /// # Errors
+    /// [`Error::LostLease`](super::Error::LostLease), with nothing written.
+    fn adopt_policies(
+        &self,
+        lease: &Lease,
+        fingerprint: Option<&str>,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<bool>> + Send;
+
     /// Forgets the watermarks of all leads but these, lead 0 included.
     ///
     /// # Errors
@@ -419,6 +498,16 @@ pub trait Planning {
         limit: u32,
     ) -> impl Future<Output = Result<Purged>> + Send;
 }
+
+/// By which policies a job plans.
+pub(super) const POLICIES: &str = "SELECT policies FROM jobs WHERE bucket = 0 AND name = $1";
+
+/// Remembers by which policies a job plans, where they are others.
+pub(super) const ADOPT: &str = "UPDATE jobs SET policies = $2 \
+     WHERE bucket = 0 AND name = $1 AND policies IS DISTINCT FROM $2";
+
+/// Makes every lead but lead 0 a new one.
+pub(super) const FORGET_WATERMARKS: &str = "DELETE FROM watermarks WHERE bucket = 0 AND lead <> 0";
 
 /// The earliest deadline after an instant: one probe of the index `tokens_deadline`.
 pub(super) const NEXT_DEADLINE: &str =

@@ -37,7 +37,7 @@ use super::row::{
     SummaryRow, TokenRow, token_columns,
 };
 use super::{Error, Indexes, Result, Store};
-use crate::change::{Changed, Refused};
+use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::{DATABASE_TIME, Timestamp};
 use crate::policy::Reason;
 use crate::token::{

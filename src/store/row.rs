@@ -5,6 +5,7 @@
 mod messages;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
@@ -16,11 +17,12 @@ use uuid::Uuid;
 use super::accounts::{OwnerSummary, ReminderRecord, TokenCounts};
 use super::imports::Known;
 use super::jobs::JobRecord;
-use super::planning::{Candidate, Facts};
+use super::planning::{Addressee, Candidate, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
-use crate::policy::{Deadline, Lead};
-use crate::token::{Address, Contact, ContactId, Owner, OwnerId, Suppressed, Token, TokenId};
+use crate::policies::Traits;
+use crate::policy::{Deadline, Lead, Usage};
+use crate::token::{Address, Contact, ContactId, Owner, Suppressed, Token, TokenId};
 
 pub(super) use messages::{
     CarriedRow, ClaimAndContactRow, ClaimRow, ContentRow, MessageRow, ReportRow, claimed, message_count, message_state,
@@ -155,6 +157,7 @@ pub(super) struct TokenRow {
     hint: Option<String>,
     created_at: At,
     expires_at: Option<At>,
+    moved_from: Option<At>,
     deadline_set_at: At,
     generation: i32,
     unplanned: bool,
@@ -168,7 +171,7 @@ pub(super) struct TokenRow {
 macro_rules! token_columns {
     () => {
         "t.id, t.owner_id, t.kind, t.description, t.scopes, t.secret_hash IS NOT NULL AS issued, t.external_id, t.source, \
-         t.hint, t.created_at, t.expires_at, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
+         t.hint, t.created_at, t.expires_at, t.moved_from, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
          t.ended_at, t.replaced_by"
     };
 }
@@ -190,6 +193,7 @@ impl TryFrom<TokenRow> for Token {
             hint: row.hint,
             created_at: row.created_at.0,
             expires_at: row.expires_at.map(|at| at.0),
+            moved_from: row.moved_from.map(|at| at.0),
             deadline_set_at: row.deadline_set_at.0,
             generation: row.generation,
             unplanned: row.unplanned,
@@ -287,6 +291,7 @@ pub(super) struct FactRow {
     owned: OwnedRow,
     contact_id: Uuid,
     speaks_for: bool,
+    watches: bool,
     fallback: Option<Uuid>,
 }
 
@@ -297,9 +302,9 @@ pub(super) fn facts(rows: Vec<FactRow>) -> HashMap<ContactId, Facts> {
     for row in rows {
         let facts = all.entry(row.contact_id.into()).or_default();
         facts.is_fallback = row.fallback == Some(row.contact_id);
-        let (id, owner) = (TokenId::from(row.owned.token.id), OwnerId::from(row.owned.token.owner_id));
-        if row.speaks_for {
-            facts.speaks_for.insert(owner);
+        let id = TokenId::from(row.owned.token.id);
+        if row.speaks_for || row.watches {
+            facts.heard.insert(id);
         }
         match <(Token, Owner)>::try_from(row.owned) {
             Ok(found) => {
@@ -314,13 +319,35 @@ pub(super) fn facts(rows: Vec<FactRow>) -> HashMap<ContactId, Facts> {
     all
 }
 
+/// What planning knows of contacts that take mail: id, zone, and when they were last sent reminders. A zone that cannot
+/// be read is told of when a message is claimed.
+pub(super) fn addressees(rows: Vec<(Uuid, Option<String>, Option<At>)>) -> HashMap<ContactId, Addressee> {
+    let addressee = |(id, zone, mailed_at): (Uuid, Option<String>, Option<At>)| {
+        let time_zone = zone.and_then(|zone| zone.parse().ok());
+        (id.into(), Addressee { time_zone, mailed_at: mailed_at.map(|at| at.0) })
+    };
+    rows.into_iter().map(addressee).collect()
+}
+
+/// Rows of two ids as lists.
+pub(super) fn grouped<A: From<Uuid> + Eq + Hash>(rows: Vec<(Uuid, Uuid)>) -> HashMap<A, Vec<ContactId>> {
+    let mut grouped: HashMap<A, Vec<ContactId>> = HashMap::new();
+    for (of, contact) in rows {
+        grouped.entry(of.into()).or_default().push(contact.into());
+    }
+    grouped
+}
+
 #[derive(FromRow)]
 pub(super) struct CandidateRow {
     id: Uuid,
     owner_id: Uuid,
     expires_at: At,
+    moved_from: Option<At>,
     deadline_set_at: At,
     generation: i32,
+    issued: bool,
+    last_used_at: Option<At>,
     replaced_by: Option<Uuid>,
 }
 
@@ -333,8 +360,34 @@ impl TryFrom<CandidateRow> for Candidate {
             owner: row.owner_id.into(),
             deadline: Deadline { expires_at: row.expires_at.0, set_at: row.deadline_set_at.0 },
             generation: row.generation,
-            replaced: row.replaced_by.is_some(),
+            usage: Usage::new(row.issued, row.last_used_at.map(|at| at.0), row.replaced_by.map(Into::into)),
+            moved_from: row.moved_from.map(|at| at.0),
+            traits: None,
         })
+    }
+}
+
+/// What policies match a token by.
+#[derive(FromRow)]
+pub(super) struct TraitsRow {
+    id: Uuid,
+    kind: String,
+    scopes: String,
+    description: String,
+    owner_key: String,
+}
+
+impl TryFrom<TraitsRow> for (TokenId, Traits) {
+    type Error = Error;
+
+    fn try_from(row: TraitsRow) -> Result<Self> {
+        let traits = Traits {
+            kind: word("tokens", "kind", row.id, &row.kind)?,
+            scopes: row.scopes.split_whitespace().map(str::to_owned).collect(),
+            owner_key: row.owner_key,
+            description: row.description,
+        };
+        Ok((row.id.into(), traits))
     }
 }
 

@@ -86,6 +86,12 @@ macro_rules! id {
                 Self(new_uuid(bucket, now))
             }
 
+            /// When the id was made; `None` where another program made it.
+            pub fn made_at(self) -> Option<DateTime<Utc>> {
+                let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+                DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanos)
+            }
+
             /// The bucket that the id ends in.
             pub fn bucket(self) -> Bucket {
                 Bucket::from_number(self.0.as_bytes()[15])

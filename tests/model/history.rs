@@ -79,8 +79,15 @@ pub enum What {
     Unsuppress {
         contact: usize,
     },
+    /// Its description says from now on whether it is one of those that may follow a policy of their own.
+    Rename {
+        token: usize,
+        special: bool,
+    },
     /// From now on reminders are sent so long before deadlines.
     Leads(Vec<i64>),
+    /// From now on those tokens follow a policy with these leads, or none of their own.
+    Special(Option<Vec<i64>>),
     /// No passes before that tick.
     Down {
         until: usize,
@@ -217,6 +224,7 @@ impl<'a> Writer<'a> {
         self.list(common[1]);
         self.leads();
         self.disturbances();
+        self.policies();
         self.events.sort_by_key(|event| event.at);
         History { shape: self.shape, events: self.events }
     }
@@ -348,6 +356,32 @@ impl<'a> Writer<'a> {
             now.push(self.shape.another_lead);
             let from = ticks * 5 / 6 - self.random.index(ticks / 20 + 1);
             self.push(from, What::Leads(now));
+        }
+    }
+
+    /// A policy for some tokens, which changes and may go; and tokens that move to it and away.
+    fn policies(&mut self) {
+        let ticks = self.shape.ticks;
+        if !self.random.chance(2) {
+            return;
+        }
+        let [longest, middle, shortest] = self.shape.leads;
+        let choices = [vec![middle], vec![self.shape.another_lead, shortest], vec![longest, middle], vec![]];
+        let mut from = self.random.index(ticks / 2);
+        for _ in 0..self.random.between(1, 3) {
+            let leads = (!self.random.chance(4)).then(|| self.random.one_of(&choices));
+            self.push(from, What::Special(leads));
+            from += 1 + self.random.index(ticks / 3);
+        }
+        for token in 0..self.tokens {
+            if self.random.chance(3) {
+                let at = self.tick();
+                self.push(at, What::Rename { token, special: true });
+                if self.random.chance(2) {
+                    let later = at + 1 + self.random.index(ticks / 3);
+                    self.push(later, What::Rename { token, special: false });
+                }
+            }
         }
     }
 

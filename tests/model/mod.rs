@@ -2,7 +2,7 @@
 //!
 //! Tokens appear (some late, as imports do, some after the pass that should have seen them), their deadlines move, they are
 //! revoked, rotated and listed again; contacts come, go and are suppressed; the daemon is down for a while, leads come and
-//! go, the clock leaps either way. The naive account has no watermark, no mark and no page. What both write must be
+//! go, a policy for some tokens comes, changes and goes, tokens move to it and away, the clock leaps either way. The naive account has no watermark, no mark and no page. What both write must be
 //! the same: the same token, deadline, lead and contact, at the same tick: so each owed reminder once, none too early, none
 //! after its deadline, none twice.
 //!
@@ -96,6 +96,7 @@ fn only_what_concerns(history: &History, difference: &Difference) -> Option<Hist
         What::Issue { token, .. } | What::Watch { token, .. } | What::Edit { token, .. } | What::Revoke { token } => {
             token == line.token
         }
+        What::Rename { token, .. } => token == line.token,
         What::Rotate { token, successor, .. } => token == line.token || successor == line.token,
         _ => true,
     });

@@ -42,11 +42,19 @@ struct Token {
     state: State,
     replaced: bool,
     watched: bool,
+    /// Whether its description says that it may follow a policy of its own.
+    special: bool,
 }
 
 impl Token {
     fn new(owner: usize, set_at: i64, expires: Option<i64>, watched: bool) -> Self {
-        Self { owner, set_at, expires, generation: 0, state: State::Active, replaced: false, watched }
+        Self { owner, set_at, expires, generation: 0, state: State::Active, replaced: false, watched, special: false }
+    }
+
+    /// A list has the description that it always had.
+    fn listed(&mut self) -> &mut Self {
+        self.special = false;
+        self
     }
 
     fn set_deadline(&mut self, expires: Option<i64>, now: i64) {
@@ -77,6 +85,8 @@ struct Model {
     links: BTreeSet<(usize, usize)>,
     suppressed: BTreeSet<usize>,
     leads: Vec<i64>,
+    /// Those of the policy for special tokens.
+    special: Option<Vec<i64>>,
     decided: BTreeSet<(usize, i32, i64)>,
     told: BTreeSet<(usize, i32, i64, Option<usize>)>,
     expected: Expected,
@@ -105,7 +115,7 @@ impl Model {
             What::Issue { token, owner, age, expires, late } => {
                 self.tokens.insert(token, Token::new(owner, now - late - age, expires, false));
             }
-            What::Watch { token, owner, age, expires } => match self.tokens.get_mut(&token) {
+            What::Watch { token, owner, age, expires } => match self.tokens.get_mut(&token).map(Token::listed) {
                 None => {
                     let set_at = age.map_or(LONG_AGO, |age| now - age);
                     self.tokens.insert(token, Token::new(owner, set_at, expires, true));
@@ -124,6 +134,12 @@ impl Model {
                 let editable = known.state == State::Active && !known.replaced && ahead(known.expires, now);
                 if editable && ahead(expires, now) {
                     known.set_deadline(expires, now);
+                }
+            }
+            What::Rename { token, special } => {
+                let Some(known) = self.tokens.get_mut(&token) else { return };
+                if known.state == State::Active && !known.replaced && ahead(known.expires, now) {
+                    known.special = special;
                 }
             }
             What::Revoke { token } => {
@@ -145,8 +161,8 @@ impl Model {
                 } else if ahead(known.expires, now) {
                     known.state = State::Revoked;
                 }
-                let owner = known.owner;
-                self.tokens.insert(successor, Token::new(owner, now, expires, false));
+                let successor_token = Token { special: known.special, ..Token::new(known.owner, now, expires, false) };
+                self.tokens.insert(successor, successor_token);
             }
             What::Link { owner, contact } => {
                 self.links.insert((owner, contact));
@@ -161,6 +177,7 @@ impl Model {
                 self.suppressed.remove(&contact);
             }
             What::Leads(ref leads) => self.leads.clone_from(leads),
+            What::Special(ref leads) => self.special.clone_from(leads),
             What::Down { .. } | What::Leap { .. } => {}
         }
     }
@@ -185,7 +202,8 @@ impl Model {
                 continue;
             }
             let owed = |lead: &i64| lead * 5 <= (expires - token.set_at) * 4 && expires - lead <= now;
-            let mut due: Vec<i64> = self.leads.iter().copied().filter(owed).collect();
+            let leads = self.special.as_ref().filter(|_| token.special).unwrap_or(&self.leads);
+            let mut due: Vec<i64> = leads.iter().copied().filter(owed).collect();
             due.sort_unstable();
             if !token.replaced && !due.is_empty() {
                 spoken.push((*id, token.owner, token.generation, due[0], false));

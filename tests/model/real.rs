@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::TimeDelta;
 use lapsed::change::{self, Edit};
 use lapsed::clock::Timestamp;
+use lapsed::digest::Digest;
 use lapsed::expires::Expires;
 use lapsed::jobs::{Outcome, expire, remind};
+use lapsed::policies::{Group, Match, Pattern};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome};
@@ -76,6 +78,21 @@ fn instant(seconds: i64) -> Timestamp {
     dawn() + TimeDelta::seconds(seconds)
 }
 
+fn policy(leads: &[i64]) -> Policy {
+    Policy::new(leads.iter().map(|lead| Lead::from_seconds(*lead)), true, TimeDelta::seconds(STALE_AFTER))
+}
+
+/// The policy for special tokens.
+fn special(leads: &[i64]) -> Group {
+    let pattern = Pattern::parse("special", false).expect("a pattern");
+    Group {
+        matches: Match { description: Some(pattern), ..Match::default() },
+        policy: policy(leads),
+        digest: Digest::holding(TimeDelta::zero()),
+        contacts: Vec::new(),
+    }
+}
+
 impl<B: Backend> Real<B> {
     async fn happen(&mut self, mut events: &[&Event]) {
         while let Some((first, rest)) = events.split_first() {
@@ -134,7 +151,15 @@ impl<B: Backend> Real<B> {
             }
             What::Suppress { contact } => self.suppressed(contact, "created_at").await,
             What::Unsuppress { contact } => self.suppressed(contact, "NULL").await,
+            What::Rename { token, special } => {
+                let description = if special { "special" } else { "deploy key (CI)" };
+                let edit = Edit { description: Some(description.into()), ..Edit::default() };
+                self.change(token, |token| change::edit(token, &edit, now)).await;
+            }
             What::Leads(ref leads) => self.set_leads(leads),
+            What::Special(ref leads) => {
+                self.world.rules.groups = leads.iter().map(|leads| special(leads)).collect();
+            }
             What::Watch { .. } | What::Down { .. } | What::Leap { .. } => {}
         }
     }
@@ -207,8 +232,7 @@ impl<B: Backend> Real<B> {
     }
 
     fn set_leads(&mut self, leads: &[i64]) {
-        let leads = leads.iter().map(|lead| Lead::from_seconds(*lead));
-        self.world.rules.policy = Policy::new(leads, true, TimeDelta::seconds(STALE_AFTER));
+        self.world.rules.policy = policy(leads);
     }
 
     /// What a daemon does: expires, reminds, and sends what there is to send.
@@ -225,6 +249,7 @@ impl<B: Backend> Real<B> {
             }
         }
         let lease = world.lease(remind::NAME).await;
+        remind::adopt(store, &lease, &world.rules, now).await.expect("a write");
         if reconcile {
             remind::reconcile(store, &lease, now).await.expect("a write");
         }
@@ -258,7 +283,10 @@ impl<B: Backend> Real<B> {
         let mut lines = BTreeSet::new();
         for (token, id) in &self.tokens {
             for row in self.world.store.history(*id).await.expect("a read") {
-                if !matches!(row.state, ReminderState::Sent | ReminderState::Unreachable | ReminderState::Stale) {
+                // Word of a moved deadline is no reminder: the naive account knows of none.
+                let settled =
+                    matches!(row.state, ReminderState::Sent | ReminderState::Unreachable | ReminderState::Stale);
+                if !settled || row.lead == Lead::CHANGED {
                     continue;
                 }
                 let to = row.address.map(|address| {

@@ -183,7 +183,9 @@ pub async fn fill<B: Bulk>(backend: &B) {
              SELECT i % 50000 % 256, {token}, {owner_of}, CASE WHEN i < 50000 THEN 'primary' ELSE 'additional' END, \
                     'deploy key (CI)', 'repo:read', {hash}, 'x7Qa', {long_ago}, {expires_at}, {long_ago}, 0, \
                     {class} BETWEEN 240 AND 259, {status}, {ended_at} \
-             FROM {tokens};"
+             FROM {tokens}; \
+             INSERT INTO token_contacts (bucket, token_id, contact_id) \
+             SELECT i % 50000 % 256, {token}, {another_contact} FROM {tokens} WHERE i % 3 = 0;"
         ))
         .await;
     // The first 8,000 contacts have an open message and two reminders for it, the next 3,000 one to be tried again, and

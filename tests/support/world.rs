@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use lapsed::change::{self, Edit};
 use lapsed::clock::{Clock, ManualClock, Timestamp};
 use lapsed::config::Limit;
+use lapsed::digest::Digest;
 use lapsed::jobs::deliver::{Delivered, Deliverer, Terms};
 use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, remind};
@@ -59,7 +60,15 @@ impl<B: Backend> World<B> {
     pub async fn on(backend: B) -> Self {
         let store = backend.open().await;
         let policy = Policy::new([lead(30), lead(7), lead(1)], true, days(7));
-        let rules = Rules { policy, fallback: None, hold: TimeDelta::zero(), batch: 3, guard: unguarded() };
+        let rules = Rules {
+            policy,
+            fallback: None,
+            digest: Digest::holding(TimeDelta::zero()),
+            groups: Arc::from([]),
+            skip_unused: false,
+            batch: 3,
+            guard: unguarded(),
+        };
         let clock = Arc::new(ManualClock::at(dawn()));
         Self { backend, store, clock, rules, process: Uuid::from_u128(1) }
     }
@@ -145,6 +154,7 @@ impl<B: Backend> World<B> {
     /// Reminds until nothing is due.
     pub async fn remind(&self) -> Written {
         let lease = self.lease(remind::NAME).await;
+        remind::adopt(&self.store, &lease, &self.rules, self.now()).await.expect("a write");
         let total = self.remind_under(&lease).await;
         self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
         total
@@ -184,6 +194,8 @@ impl<B: Backend> World<B> {
             give_up_after: days(2),
             every: Duration::ZERO,
             idle: Duration::from_secs(60),
+            groups: self.rules.groups.clone(),
+            remember: self.rules.digest.min_interval.is_some(),
         };
         Deliverer::new(self.store.clone(), clock, composer, transports, terms, Uuid::new_v4())
     }

@@ -6,19 +6,20 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use super::LEASE;
+use super::{LEASE, Terms};
 use crate::clock::{Clock, Timestamp};
 use crate::escalation::Carried;
 use crate::mail::compose::Composer;
-use crate::mail::letter::{Alert, Content, Item, Letter};
+use crate::mail::letter::{Alert, Change, Content, Item, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
-use crate::policy::{Reason, Verdict, recheck};
+use crate::policies::{Group, Traits, group_of};
+use crate::policy::{Lead, Reason, Verdict, recheck};
 use crate::store::Store;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Settled};
 use crate::store::planning::{Facts, NewReminder};
-use crate::token::ContactId;
+use crate::token::{ContactId, NEVER, Owner, Token};
 
 /// With less than this left of its lease, a message is renewed before it is handed over.
 const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
@@ -52,10 +53,11 @@ impl Attempt {
         message: ClaimedMessage,
         facts: &Facts,
         alert: Option<Alert>,
-        fallback: Option<ContactId>,
+        terms: &Terms,
         now: Timestamp,
     ) -> (Self, Option<Letter>) {
-        let Judged { speaking, mut settled, passed_on } = judge(&message, facts, now);
+        let fallback = terms.fallback;
+        let Judged { speaking, mut settled, passed_on } = judge(&message, facts, &terms.groups, now);
         let passed_on = match fallback.filter(|fallback| *fallback != message.contact.id) {
             Some(fallback) => {
                 passed_on.iter().map(|said| said.reminder.escalated(fallback, said.reminder.reason)).collect()
@@ -121,7 +123,10 @@ fn item(said: &Carried, facts: &Facts) -> Option<Item> {
     let (token, owner) = facts.tokens.get(&said.reminder.token)?.clone();
     let why = said.reminder.reason.unwrap_or(Reason::NoContact);
     let escalation = said.reminder.escalation.then_some(why);
-    Some(Item { token, owner, lead: said.reminder.claimed.lead, escalation, change: None })
+    let lead = said.reminder.claimed.lead;
+    let before = token.moved_from.filter(|before| *before < NEVER);
+    let change = (lead == Lead::CHANGED).then_some(Change { before, by: None });
+    Some(Item { token, owner, lead, escalation, change })
 }
 
 /// What a message carries, sorted.
@@ -135,7 +140,7 @@ struct Judged {
 }
 
 /// Sorts what a message carries into what is still true and what is not.
-fn judge(message: &ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged {
+fn judge(message: &ClaimedMessage, facts: &Facts, groups: &[Group], now: Timestamp) -> Judged {
     let (mut speaking, mut settled, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
     for reminder in &message.reminders {
         let known = facts.tokens.get(&reminder.token);
@@ -145,10 +150,11 @@ fn judge(message: &ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged {
             settled.push(said.settled(ReminderState::Failed, Some(Reason::Unreadable)));
             continue;
         }
-        let may_hear = match owner {
-            Some(owner) => (reminder.escalation && facts.is_fallback) || facts.speaks_for.contains(&owner),
-            None => true,
-        };
+        let may_hear = known.is_none_or(|(token, owner)| {
+            (reminder.escalation && facts.is_fallback)
+                || facts.heard.contains(&token.id)
+                || is_told(groups, token, owner, message.contact.id)
+        });
         let verdict = recheck(reminder.claimed, known.map(|(token, _)| token), now);
         match verdict {
             Verdict::Speak if may_hear => speaking.push(said),
@@ -161,6 +167,14 @@ fn judge(message: &ClaimedMessage, facts: &Facts, now: Timestamp) -> Judged {
         }
     }
     Judged { speaking, settled, passed_on }
+}
+
+/// Whether a contact is told of a token by the policy that the token follows now.
+fn is_told(groups: &[Group], token: &Token, owner: &Owner, contact: ContactId) -> bool {
+    // Few contacts are named by a policy, and only then there is something to match.
+    let named = groups.iter().any(|group| group.contacts.iter().any(|(named, _)| *named == contact));
+    let group = named.then(|| group_of(groups, &Traits::of(token, &owner.key))).flatten();
+    group.is_some_and(|(_, group)| group.contacts.iter().any(|(named, _)| *named == contact))
 }
 
 /// A claimed message's lease while it is being sent.

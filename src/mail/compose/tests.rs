@@ -46,6 +46,7 @@ fn item(number: u128, description: &str, expires_at: Timestamp) -> Item {
         source: None,
         hint: Some("x7Qa".into()),
         created_at: now() - TimeDelta::days(83),
+        moved_from: None,
         expires_at: Some(expires_at),
         deadline_set_at: now() - TimeDelta::days(83),
         generation: 0,

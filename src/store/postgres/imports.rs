@@ -276,12 +276,12 @@ async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) 
         "UPDATE tokens t \
          SET description = n.description, expires_at = n.expires_at, deadline_set_at = n.deadline_set_at, \
              generation = n.generation, unplanned = n.unplanned, last_used_at = n.last_used_at, status = n.status, \
-             ended_at = n.ended_at, source = $14, import_run = $15 \
+             ended_at = n.ended_at, moved_from = n.moved_from, source = $14, import_run = $15 \
          FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::text[], \
                      $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::boolean[], $11::timestamptz[], \
-                     $12::text[], $13::timestamptz[]) \
+                     $12::text[], $13::timestamptz[], $16::timestamptz[]) \
              AS n (bucket, id, old_generation, old_status, old_expires_at, description, expires_at, deadline_set_at, \
-                   generation, unplanned, last_used_at, status, ended_at) \
+                   generation, unplanned, last_used_at, status, ended_at, moved_from) \
          WHERE t.bucket = n.bucket AND t.id = n.id AND t.generation = n.old_generation AND t.status = n.old_status \
            AND t.expires_at IS NOT DISTINCT FROM n.old_expires_at \
          RETURNING t.id",
@@ -301,6 +301,7 @@ async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) 
     .bind(new.iter().map(|t| t.ended_at).collect::<Vec<_>>())
     .bind(&run.source)
     .bind(run.id)
+    .bind(new.iter().map(|t| t.moved_from).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     Ok(written.into_iter().map(|(id,)| id).collect())

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::store::Result;
-use crate::store::needed::{Needed, first_deadlines};
+use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines};
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
 use crate::store::row::At;
@@ -18,13 +18,12 @@ pub(super) async fn write_reminders(
     tx: &mut Transaction<'_, Pg>,
     reminders: &[NewReminder],
     now: Timestamp,
-    not_before: Timestamp,
     may_open: Option<u64>,
 ) -> Result<Written> {
     if reminders.is_empty() {
         return Ok(Written::default());
     }
-    let inserted: Vec<(Uuid, String, bool, i64)> = sqlx::query_as(
+    let inserted: Vec<Inserted> = sqlx::query_as(
         "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
          SELECT n.bucket, n.token_id, n.generation, n.lead, n.contact_id, n.deadline, n.state, n.reason, n.escalation, \
@@ -33,7 +32,7 @@ pub(super) async fn write_reminders(
                      $7::text[], $8::text[], $9::boolean[]) \
              AS n (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation) \
          ON CONFLICT DO NOTHING \
-         RETURNING contact_id, state, escalation, lead",
+         RETURNING contact_id, state, escalation, token_id, lead",
     )
     .bind(reminders.iter().map(|r| r.bucket().column()).collect::<Vec<_>>())
     .bind(reminders.iter().map(|r| r.token.uuid()).collect::<Vec<_>>())
@@ -48,7 +47,7 @@ pub(super) async fn write_reminders(
     .fetch_all(&mut **tx)
     .await?;
 
-    let needed = Needed::new(reminders, &inserted);
+    let needed = Needed::new(reminders, &inserted, now);
     let reminded = needed.reminded.clone();
     let mut written = Written { pending: needed.pending, reminded, ..Written::default() };
     written.settled = inserted.len() as u64 - written.pending;
@@ -59,24 +58,24 @@ pub(super) async fn write_reminders(
         }
         _ => Vec::new(),
     };
-    for (contact, kind) in needed.escalations.iter().map(|contact| (*contact, MessageKind::Escalations)) {
+    for (contact, not_before) in &needed.escalations {
         let last: (Option<At>,) = sqlx::query_as(LAST_DIGEST)
             .bind(contact.bucket().column())
             .bind(contact.uuid())
             .fetch_one(&mut **tx)
             .await?;
-        let not_before = next_digest(last.0.map(|at| at.0), now, not_before);
-        open_messages(tx, &[contact], kind, now, not_before).await?;
+        let not_before = next_digest(last.0.map(|at| at.0), now, *not_before);
+        open_messages(tx, &[(*contact, not_before)], MessageKind::Escalations, now).await?;
     }
     let to_open = needed.all_but(&held);
-    written.opened = open_messages(tx, &to_open, MessageKind::Reminders, now, not_before).await?;
+    written.opened = open_messages(tx, &to_open, MessageKind::Reminders, now).await?;
     hold_messages(tx, &held, reminders, now).await?;
     written.held = held.len() as u64;
     Ok(written)
 }
 
 /// Those of these contacts that have a message that collects.
-async fn with_open(tx: &mut Transaction<'_, Pg>, contacts: &[ContactId]) -> Result<HashSet<Uuid>> {
+async fn with_open(tx: &mut Transaction<'_, Pg>, contacts: &[Wanted]) -> Result<HashSet<Uuid>> {
     // Index messages_open.
     let open: Vec<(Uuid,)> = sqlx::query_as(
         "SELECT m.contact_id \
@@ -84,8 +83,8 @@ async fn with_open(tx: &mut Transaction<'_, Pg>, contacts: &[ContactId]) -> Resu
          JOIN messages m ON m.bucket = n.bucket AND m.contact_id = n.contact_id \
          WHERE m.state = 'open' AND m.kind = 'reminders'",
     )
-    .bind(contacts.iter().map(|c| c.bucket().column()).collect::<Vec<_>>())
-    .bind(contacts.iter().map(|c| c.uuid()).collect::<Vec<_>>())
+    .bind(contacts.iter().map(|(c, _)| c.bucket().column()).collect::<Vec<_>>())
+    .bind(contacts.iter().map(|(c, _)| c.uuid()).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     Ok(open.into_iter().map(|(id,)| id).collect())
@@ -95,28 +94,27 @@ async fn with_open(tx: &mut Transaction<'_, Pg>, contacts: &[ContactId]) -> Resu
 /// no longer open; one that comes later finds what this transaction wrote. Returns how many are new.
 async fn open_messages(
     tx: &mut Transaction<'_, Pg>,
-    contacts: &[ContactId],
+    wanted: &[Wanted],
     kind: MessageKind,
     now: Timestamp,
-    not_before: Timestamp,
 ) -> Result<u64> {
-    if contacts.is_empty() {
+    if wanted.is_empty() {
         return Ok(0);
     }
-    let ids: Vec<Uuid> = contacts.iter().map(|c| MessageId::new(c.bucket(), now).uuid()).collect();
+    let ids: Vec<Uuid> = wanted.iter().map(|(c, _)| MessageId::new(c.bucket(), now).uuid()).collect();
     let open: Vec<(Uuid,)> = sqlx::query_as(
         "INSERT INTO messages \
              (bucket, id, contact_id, kind, state, not_before, attempts, lease_epoch, created_at) \
-         SELECT n.bucket, n.id, n.contact_id, $6, 'open', $4, 0, 0, $5 \
-         FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[]) AS n (bucket, id, contact_id) \
+         SELECT n.bucket, n.id, n.contact_id, $6, 'open', n.not_before, 0, 0, $5 \
+         FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[], $4::timestamptz[]) AS n (bucket, id, contact_id, not_before) \
          ON CONFLICT (bucket, contact_id, kind) WHERE state = 'open' DO UPDATE \
          SET not_before = LEAST(messages.not_before, excluded.not_before) \
          RETURNING id",
     )
-    .bind(contacts.iter().map(|c| c.bucket().column()).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|(c, _)| c.bucket().column()).collect::<Vec<_>>())
     .bind(&ids)
-    .bind(contacts.iter().map(|c| c.uuid()).collect::<Vec<_>>())
-    .bind(not_before)
+    .bind(wanted.iter().map(|(c, _)| c.uuid()).collect::<Vec<_>>())
+    .bind(wanted.iter().map(|(_, not_before)| *not_before).collect::<Vec<_>>())
     .bind(now)
     .bind(kind.as_str())
     .fetch_all(&mut **tx)

@@ -115,7 +115,7 @@ impl Outbox for Postgres {
                     .fetch_optional(&mut *tx)
                     .await?;
                 if let Some((fallback,)) = fallback {
-                    write_reminders(&mut tx, &broken.escalations(fallback.into()), now, now, None).await?;
+                    write_reminders(&mut tx, &broken.escalations(fallback.into()), now, None).await?;
                 }
             }
             tx.commit().await?;
@@ -149,7 +149,7 @@ impl Outbox for Postgres {
                 let recorded = finish(&mut *tx, bucket, outcomes, now).await?;
                 let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
                 let escalations: Vec<_> = ours.flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-                write_reminders(&mut tx, &escalations, now, now, None).await?;
+                write_reminders(&mut tx, &escalations, now, None).await?;
                 tx.commit().await?;
                 recorded
             } else {

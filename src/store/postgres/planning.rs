@@ -3,21 +3,23 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
 use sqlx::{Postgres as Pg, Transaction};
 use uuid::Uuid;
 
 use super::ledger::{count, write_reminders};
 use super::{Postgres, hold};
 use crate::clock::Timestamp;
+use crate::policies::Traits;
 use crate::policy::Lead;
 use crate::store::Result;
 use crate::store::jobs::Lease;
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{
-    ALERT, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, Facts, HELD, Held, NEXT_DEADLINE,
-    Planning, Progress, Purged, Watermark, Written,
+    ADOPT, ALERT, Addressee, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, FORGET_WATERMARKS,
+    Facts, HELD, Held, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
 };
-use crate::store::row::{self, At, CandidateRow, FactRow, token_columns};
+use crate::store::row::{self, At, CandidateRow, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// The bucket, id, generation and deadline of each candidate, as arrays.
@@ -54,7 +56,8 @@ impl Planning for Postgres {
         self.within(async move {
             // Index tokens_unplanned.
             let rows: Vec<CandidateRow> = sqlx::query_as(
-                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+                "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at <= $1 \
              ORDER BY expires_at, id \
@@ -93,8 +96,8 @@ impl Planning for Postgres {
                 let expired: HashSet<Uuid> = expired.iter().map(|(id,)| *id).collect();
                 reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
             }
-            let Decided { now, not_before, may_open, .. } = decided;
-            let written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+            let Decided { now, may_open, .. } = decided;
+            let written = write_reminders(&mut tx, &reminders, now, may_open).await?;
             if let Some(reached) = reached {
                 move_watermark(&mut tx, Lead::EXPIRED, reached).await?;
             }
@@ -145,7 +148,8 @@ impl Planning for Postgres {
         self.within(async move {
             // Index tokens_unplanned.
             let rows: Vec<CandidateRow> = sqlx::query_as(
-                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+                "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at > $1 \
              ORDER BY expires_at, id \
@@ -164,7 +168,8 @@ impl Planning for Postgres {
         self.within(async move {
             // Index tokens_deadline. The lead is added here and not in SQL, so that both ends are constants to the planner.
             let rows: Vec<CandidateRow> = sqlx::query_as(
-                "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+                "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE status = 'active' AND expires_at IS NOT NULL \
                AND (expires_at, id) > ($1, $2) AND expires_at <= $3 \
@@ -190,9 +195,9 @@ impl Planning for Postgres {
         .await
     }
 
-    async fn reachable(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
+    async fn speakers(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
         self.within(async move {
-            let links: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
                 "SELECT oc.owner_id, oc.contact_id \
              FROM UNNEST($1::smallint[], $2::uuid[]) AS o (bucket, id) \
              JOIN owner_contacts oc ON oc.bucket = o.bucket AND oc.owner_id = o.id",
@@ -201,23 +206,70 @@ impl Planning for Postgres {
             .bind(owners.iter().map(|owner| owner.uuid()).collect::<Vec<_>>())
             .fetch_all(&self.pool())
             .await?;
-            let contacts: HashSet<Uuid> = links.iter().map(|(_, contact)| *contact).collect();
-            let taking: Vec<(Uuid,)> = sqlx::query_as(
-                "SELECT c.id \
+            Ok(row::grouped(rows))
+        })
+        .await
+    }
+
+    async fn watchers(&self, tokens: &[TokenId]) -> Result<HashMap<TokenId, Vec<ContactId>>> {
+        self.within(async move {
+            let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+                "SELECT tc.token_id, tc.contact_id \
+             FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
+             JOIN token_contacts tc ON tc.bucket = n.bucket AND tc.token_id = n.id",
+            )
+            .bind(tokens.iter().map(|token| token.bucket().column()).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|token| token.uuid()).collect::<Vec<_>>())
+            .fetch_all(&self.pool())
+            .await?;
+            Ok(row::grouped(rows))
+        })
+        .await
+    }
+
+    async fn addressees(&self, contacts: &[ContactId]) -> Result<HashMap<ContactId, Addressee>> {
+        self.within(async move {
+            let rows: Vec<(Uuid, Option<String>, Option<At>)> = sqlx::query_as(
+                "SELECT c.id, c.time_zone, c.mailed_at \
              FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
              JOIN contacts c ON c.bucket = n.bucket AND c.id = n.id \
              WHERE c.suppressed_at IS NULL",
             )
-            .bind(contacts.iter().map(|id| ContactId::from(*id).bucket().column()).collect::<Vec<_>>())
-            .bind(contacts.iter().copied().collect::<Vec<_>>())
+            .bind(contacts.iter().map(|contact| contact.bucket().column()).collect::<Vec<_>>())
+            .bind(contacts.iter().map(|contact| contact.uuid()).collect::<Vec<_>>())
             .fetch_all(&self.pool())
             .await?;
-            let taking: HashSet<Uuid> = taking.into_iter().map(|(id,)| id).collect();
-            let mut reachable: HashMap<OwnerId, Vec<ContactId>> = HashMap::new();
-            for (owner, contact) in links.into_iter().filter(|(_, contact)| taking.contains(contact)) {
-                reachable.entry(owner.into()).or_default().push(contact.into());
-            }
-            Ok(reachable)
+            Ok(row::addressees(rows))
+        })
+        .await
+    }
+
+    async fn zones(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Tz>> {
+        self.within(async move {
+            let rows: Vec<(Uuid, String)> = sqlx::query_as(
+                "SELECT w.id, w.time_zone \
+             FROM UNNEST($1::smallint[], $2::uuid[]) AS o (bucket, id) \
+             JOIN owners w ON w.bucket = o.bucket AND w.id = o.id",
+            )
+            .bind(owners.iter().map(|owner| owner.bucket().column()).collect::<Vec<_>>())
+            .bind(owners.iter().map(|owner| owner.uuid()).collect::<Vec<_>>())
+            .fetch_all(&self.pool())
+            .await?;
+            Ok(rows.into_iter().filter_map(|(owner, zone)| Some((owner.into(), zone.parse().ok()?))).collect())
+        })
+        .await
+    }
+
+    async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
+        let Some(first) = contacts.first() else { return Ok(()) };
+        self.within(async move {
+            sqlx::query("UPDATE contacts SET mailed_at = $3 WHERE bucket = $1 AND id = ANY($2)")
+                .bind(first.bucket().column())
+                .bind(contacts.iter().map(|contact| contact.uuid()).collect::<Vec<_>>())
+                .bind(now)
+                .execute(&self.pool())
+                .await?;
+            Ok(())
         })
         .await
     }
@@ -245,23 +297,27 @@ impl Planning for Postgres {
                 let unchanged: HashSet<Uuid> = unchanged.into_iter().map(|(id,)| id).collect();
                 let mut reminders = decided.reminders;
                 reminders.retain(|reminder| unchanged.contains(&reminder.token.uuid()));
-                let Decided { now, not_before, may_open, .. } = decided;
-                written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+                let Decided { now, may_open, .. } = decided;
+                written = write_reminders(&mut tx, &reminders, now, may_open).await?;
                 count(&mut tx, lease.job, written.opened, now).await?;
             }
             match progress {
                 Progress::Planned => {
+                    let descriptions =
+                        decided.looked_at.iter().map(|c| c.traits.as_ref().map(|t| t.description.as_str()));
                     let cleared = sqlx::query(
                         "UPDATE tokens t SET unplanned = FALSE \
-                     FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
-                         AS d (bucket, id, generation, expires_at) \
+                     FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::text[]) \
+                         AS d (bucket, id, generation, expires_at, description) \
                      WHERE t.bucket = d.bucket AND t.id = d.id AND t.unplanned \
-                       AND t.generation = d.generation AND t.expires_at = d.expires_at",
+                       AND t.generation = d.generation AND t.expires_at = d.expires_at \
+                       AND t.description = COALESCE(d.description, t.description)",
                     )
                     .bind(&buckets)
                     .bind(&ids)
                     .bind(&generations)
                     .bind(&deadlines)
+                    .bind(descriptions.collect::<Vec<_>>())
                     .execute(&mut *tx)
                     .await?;
                     written.tokens = cleared.rows_affected();
@@ -350,6 +406,43 @@ impl Planning for Postgres {
         .await
     }
 
+    async fn traits(&self, tokens: &[TokenId]) -> Result<HashMap<TokenId, Traits>> {
+        self.within(async move {
+            let rows: Vec<TraitsRow> = sqlx::query_as(
+                "SELECT t.id, t.kind, t.scopes, t.description, w.key AS owner_key \
+             FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
+             JOIN tokens t ON t.bucket = n.bucket AND t.id = n.id \
+             JOIN owners w ON w.bucket = t.bucket AND w.id = t.owner_id",
+            )
+            .bind(tokens.iter().map(|token| token.bucket().column()).collect::<Vec<_>>())
+            .bind(tokens.iter().map(|token| token.uuid()).collect::<Vec<_>>())
+            .fetch_all(&self.pool())
+            .await?;
+            rows.into_iter().map(TryInto::try_into).collect()
+        })
+        .await
+    }
+
+    async fn adopt_policies(&self, lease: &Lease, fingerprint: Option<&str>, now: Timestamp) -> Result<bool> {
+        self.within(async move {
+            let known: Option<(Option<String>,)> =
+                sqlx::query_as(POLICIES).bind(lease.job).fetch_optional(&self.pool()).await?;
+            if known.is_some_and(|(known,)| known.as_deref() == fingerprint) {
+                return Ok(false);
+            }
+            let mut tx = self.begin().await?;
+            hold(&mut tx, lease, now).await?;
+            let adopted = sqlx::query(ADOPT).bind(lease.job).bind(fingerprint).execute(&mut *tx).await?;
+            let adopted = adopted.rows_affected() > 0;
+            if adopted {
+                sqlx::query(FORGET_WATERMARKS).execute(&mut *tx).await?;
+            }
+            tx.commit().await?;
+            Ok(adopted)
+        })
+        .await
+    }
+
     async fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp) -> Result<()> {
         self.within(async move {
             let mut tx = self.begin().await?;
@@ -376,6 +469,10 @@ impl Planning for Postgres {
                  SELECT 1 FROM owner_contacts oc \
                  WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
              ) AS speaks_for, \
+             EXISTS ( \
+                 SELECT 1 FROM token_contacts tc \
+                 WHERE tc.bucket = t.bucket AND tc.token_id = t.id AND tc.contact_id = n.contact_id \
+             ) AS watches, \
              ( \
                  SELECT oc.contact_id \
                  FROM owners s \

@@ -294,6 +294,7 @@ async fn update(tx: &mut Transaction<'_, Lite>, run: &ImportRun, merged: &Merged
                 seconds(new.last_used_at),
                 new.status.as_str(),
                 seconds(new.ended_at),
+                seconds(new.moved_from),
             ),
         )
     }));
@@ -302,7 +303,8 @@ async fn update(tx: &mut Transaction<'_, Lite>, run: &ImportRun, merged: &Merged
          SET description = n.value ->> '$[5][0]', expires_at = n.value ->> '$[5][1]', \
              deadline_set_at = n.value ->> '$[5][2]', generation = n.value ->> '$[5][3]', \
              unplanned = n.value ->> '$[5][4]', last_used_at = n.value ->> '$[5][5]', \
-             status = n.value ->> '$[5][6]', ended_at = n.value ->> '$[5][7]', source = $2, import_run = $3 \
+             status = n.value ->> '$[5][6]', ended_at = n.value ->> '$[5][7]', \
+             moved_from = n.value ->> '$[5][8]', source = $2, import_run = $3 \
          FROM json_each($1) AS n \
          WHERE t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) AND t.generation = n.value ->> 2 \
            AND t.status = n.value ->> 3 AND t.expires_at IS n.value ->> 4 \

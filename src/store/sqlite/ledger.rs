@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
-use crate::store::needed::{Needed, first_deadlines};
+use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines};
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
 use crate::store::row::At;
@@ -19,7 +19,6 @@ pub(super) async fn write_reminders(
     tx: &mut Transaction<'_, Lite>,
     reminders: &[NewReminder],
     now: Timestamp,
-    not_before: Timestamp,
     may_open: Option<u64>,
 ) -> Result<Written> {
     if reminders.is_empty() {
@@ -38,7 +37,7 @@ pub(super) async fn write_reminders(
             i32::from(r.escalation),
         )
     }));
-    let inserted: Vec<(Uuid, String, bool, i64)> = sqlx::query_as(
+    let inserted: Vec<Inserted> = sqlx::query_as(
         "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
          SELECT n.value ->> 0, UNHEX(n.value ->> 1), n.value ->> 2, n.value ->> 3, UNHEX(n.value ->> 4), \
@@ -47,14 +46,14 @@ pub(super) async fn write_reminders(
          FROM json_each($1) AS n \
          WHERE TRUE \
          ON CONFLICT DO NOTHING \
-         RETURNING contact_id, state, escalation, lead",
+         RETURNING contact_id, state, escalation, token_id, lead",
     )
     .bind(rows)
     .bind(At(now))
     .fetch_all(&mut **tx)
     .await?;
 
-    let needed = Needed::new(reminders, &inserted);
+    let needed = Needed::new(reminders, &inserted, now);
     let reminded = needed.reminded.clone();
     let mut written = Written { pending: needed.pending, reminded, ..Written::default() };
     written.settled = inserted.len() as u64 - written.pending;
@@ -65,24 +64,24 @@ pub(super) async fn write_reminders(
         }
         _ => Vec::new(),
     };
-    for contact in &needed.escalations {
+    for (contact, not_before) in &needed.escalations {
         let last: (Option<At>,) = sqlx::query_as(LAST_DIGEST)
             .bind(contact.bucket().column())
             .bind(contact.uuid())
             .fetch_one(&mut **tx)
             .await?;
-        let not_before = next_digest(last.0.map(|at| at.0), now, not_before);
-        open_messages(tx, &[*contact], MessageKind::Escalations, now, not_before).await?;
+        let not_before = next_digest(last.0.map(|at| at.0), now, *not_before);
+        open_messages(tx, &[(*contact, not_before)], MessageKind::Escalations, now).await?;
     }
     let to_open = needed.all_but(&held);
-    written.opened = open_messages(tx, &to_open, MessageKind::Reminders, now, not_before).await?;
+    written.opened = open_messages(tx, &to_open, MessageKind::Reminders, now).await?;
     hold_messages(tx, &held, reminders, now).await?;
     written.held = held.len() as u64;
     Ok(written)
 }
 
 /// Those of these contacts that have a message that collects.
-async fn with_open(tx: &mut Transaction<'_, Lite>, contacts: &[ContactId]) -> Result<HashSet<Uuid>> {
+async fn with_open(tx: &mut Transaction<'_, Lite>, contacts: &[Wanted]) -> Result<HashSet<Uuid>> {
     // Index messages_open.
     let open: Vec<(Uuid,)> = sqlx::query_as(
         "SELECT m.contact_id \
@@ -90,7 +89,7 @@ async fn with_open(tx: &mut Transaction<'_, Lite>, contacts: &[ContactId]) -> Re
          CROSS JOIN messages m ON m.bucket = n.value ->> 0 AND m.contact_id = UNHEX(n.value ->> 1) \
          WHERE m.state = 'open' AND m.kind = 'reminders'",
     )
-    .bind(json(contacts.iter().map(|contact| (contact.bucket().column(), hex(contact.uuid())))))
+    .bind(json(contacts.iter().map(|(contact, _)| (contact.bucket().column(), hex(contact.uuid())))))
     .fetch_all(&mut **tx)
     .await?;
     Ok(open.into_iter().map(|(id,)| id).collect())
@@ -99,21 +98,21 @@ async fn with_open(tx: &mut Transaction<'_, Lite>, contacts: &[ContactId]) -> Re
 /// Opens a message for each contact that has none open. Returns how many are new.
 async fn open_messages(
     tx: &mut Transaction<'_, Lite>,
-    contacts: &[ContactId],
+    wanted: &[Wanted],
     kind: MessageKind,
     now: Timestamp,
-    not_before: Timestamp,
 ) -> Result<u64> {
-    if contacts.is_empty() {
+    if wanted.is_empty() {
         return Ok(0);
     }
-    let ids: Vec<Uuid> = contacts.iter().map(|contact| MessageId::new(contact.bucket(), now).uuid()).collect();
-    let rows =
-        json(contacts.iter().zip(&ids).map(|(contact, id)| (contact.bucket().column(), hex(*id), hex(contact.uuid()))));
+    let ids: Vec<Uuid> = wanted.iter().map(|(contact, _)| MessageId::new(contact.bucket(), now).uuid()).collect();
+    let rows = json(wanted.iter().zip(&ids).map(|((contact, not_before), id)| {
+        (contact.bucket().column(), hex(*id), hex(contact.uuid()), not_before.timestamp())
+    }));
     let open: Vec<(Uuid,)> = sqlx::query_as(
         "INSERT INTO messages \
              (bucket, id, contact_id, kind, state, not_before, attempts, lease_epoch, created_at) \
-         SELECT n.value ->> 0, UNHEX(n.value ->> 1), UNHEX(n.value ->> 2), $4, 'open', $2, 0, 0, $3 \
+         SELECT n.value ->> 0, UNHEX(n.value ->> 1), UNHEX(n.value ->> 2), $3, 'open', n.value ->> 3, 0, 0, $2 \
          FROM json_each($1) AS n \
          WHERE TRUE \
          ON CONFLICT (bucket, contact_id, kind) WHERE state = 'open' DO UPDATE \
@@ -121,7 +120,6 @@ async fn open_messages(
          RETURNING id",
     )
     .bind(rows)
-    .bind(At(not_before))
     .bind(At(now))
     .bind(kind.as_str())
     .fetch_all(&mut **tx)

@@ -118,7 +118,7 @@ impl Outbox for Sqlite {
                 .fetch_optional(&mut *tx)
                 .await?;
             if let Some((fallback,)) = fallback {
-                write_reminders(&mut tx, &broken.escalations(fallback.into()), now, now, None).await?;
+                write_reminders(&mut tx, &broken.escalations(fallback.into()), now, None).await?;
             }
         }
         tx.commit().await?;
@@ -145,7 +145,7 @@ impl Outbox for Sqlite {
         let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
         settle(&mut tx, bucket, &ours, now).await?;
         let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
-        write_reminders(&mut tx, &escalations, now, now, None).await?;
+        write_reminders(&mut tx, &escalations, now, None).await?;
         tx.commit().await?;
         Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use chrono_tz::Tz;
 use serde::Serialize;
 use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
@@ -9,15 +10,16 @@ use uuid::Uuid;
 use super::ledger::{count, write_reminders};
 use super::{Sqlite, hold};
 use crate::clock::Timestamp;
+use crate::policies::Traits;
 use crate::policy::Lead;
 use crate::store::Result;
 use crate::store::jobs::Lease;
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{
-    ALERT, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, Facts, HELD, Held, NEXT_DEADLINE,
-    Planning, Progress, Purged, Watermark, Written,
+    ADOPT, ALERT, Addressee, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, FORGET_WATERMARKS,
+    Facts, HELD, Held, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
 };
-use crate::store::row::{self, At, CandidateRow, FactRow, token_columns};
+use crate::store::row::{self, At, CandidateRow, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// Rows for `json_each`: SQLite's way to bind many at once. Ids travel as hexadecimal digits.
@@ -31,12 +33,12 @@ pub(super) fn hex(id: Uuid) -> String {
     id.simple().to_string()
 }
 
+/// The bucket, id, generation, deadline and, where that matters, description of each candidate.
 fn guards(candidates: &[Candidate]) -> String {
-    json(
-        candidates
-            .iter()
-            .map(|c| (c.id.bucket().column(), hex(c.id.uuid()), c.generation, c.deadline.expires_at.timestamp())),
-    )
+    json(candidates.iter().map(|c| {
+        let description = c.traits.as_ref().map(|traits| traits.description.as_str());
+        (c.id.bucket().column(), hex(c.id.uuid()), c.generation, c.deadline.expires_at.timestamp(), description)
+    }))
 }
 
 /// Writes up to where a lead has been dealt with.
@@ -58,7 +60,8 @@ impl Planning for Sqlite {
     async fn overdue(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         // Index tokens_unplanned.
         let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+            "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at <= $1 \
              ORDER BY expires_at, id \
@@ -89,8 +92,8 @@ impl Planning for Sqlite {
             let expired: HashSet<Uuid> = expired.iter().map(|(id,)| *id).collect();
             reminders.retain(|reminder| expired.contains(&reminder.token.uuid()));
         }
-        let Decided { now, not_before, may_open, .. } = decided;
-        let written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+        let Decided { now, may_open, .. } = decided;
+        let written = write_reminders(&mut tx, &reminders, now, may_open).await?;
         if let Some(reached) = reached {
             move_watermark(&mut tx, Lead::EXPIRED, reached).await?;
         }
@@ -135,7 +138,8 @@ impl Planning for Sqlite {
     async fn unplanned(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         // Index tokens_unplanned.
         let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+            "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE unplanned AND status = 'active' AND expires_at > $1 \
              ORDER BY expires_at, id \
@@ -151,7 +155,8 @@ impl Planning for Sqlite {
     async fn crossing(&self, lead: Lead, from: Watermark, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         // Index tokens_deadline.
         let rows: Vec<CandidateRow> = sqlx::query_as(
-            "SELECT id, owner_id, expires_at, deadline_set_at, generation, replaced_by \
+            "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+                    replaced_by \
              FROM tokens \
              WHERE status = 'active' AND expires_at IS NOT NULL \
                AND (expires_at, id) > ($1, $2) AND expires_at <= $3 \
@@ -172,7 +177,7 @@ impl Planning for Sqlite {
         Ok(next.map(|at| at.0))
     }
 
-    async fn reachable(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
+    async fn speakers(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
         let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
             "SELECT oc.owner_id, oc.contact_id \
              FROM json_each($1) AS o \
@@ -181,22 +186,58 @@ impl Planning for Sqlite {
         .bind(json(owners.iter().map(|owner| (owner.bucket().column(), hex(owner.uuid())))))
         .fetch_all(&self.readers)
         .await?;
-        let contacts: HashSet<Uuid> = rows.iter().map(|(_, contact)| *contact).collect();
-        let taking: Vec<(Uuid,)> = sqlx::query_as(
-            "SELECT c.id \
+        Ok(row::grouped(rows))
+    }
+
+    async fn watchers(&self, tokens: &[TokenId]) -> Result<HashMap<TokenId, Vec<ContactId>>> {
+        let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+            "SELECT tc.token_id, tc.contact_id \
+             FROM json_each($1) AS n \
+             CROSS JOIN token_contacts tc ON tc.bucket = n.value ->> 0 AND tc.token_id = UNHEX(n.value ->> 1)",
+        )
+        .bind(json(tokens.iter().map(|token| (token.bucket().column(), hex(token.uuid())))))
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(row::grouped(rows))
+    }
+
+    async fn addressees(&self, contacts: &[ContactId]) -> Result<HashMap<ContactId, Addressee>> {
+        let rows: Vec<(Uuid, Option<String>, Option<At>)> = sqlx::query_as(
+            "SELECT c.id, c.time_zone, c.mailed_at \
              FROM json_each($1) AS n \
              CROSS JOIN contacts c ON c.bucket = n.value ->> 0 AND c.id = UNHEX(n.value ->> 1) \
              WHERE c.suppressed_at IS NULL",
         )
-        .bind(json(contacts.iter().map(|id| (ContactId::from(*id).bucket().column(), hex(*id)))))
+        .bind(json(contacts.iter().map(|contact| (contact.bucket().column(), hex(contact.uuid())))))
         .fetch_all(&self.readers)
         .await?;
-        let taking: HashSet<Uuid> = taking.into_iter().map(|(id,)| id).collect();
-        let mut reachable: HashMap<OwnerId, Vec<ContactId>> = HashMap::new();
-        for (owner, contact) in rows.into_iter().filter(|(_, contact)| taking.contains(contact)) {
-            reachable.entry(owner.into()).or_default().push(contact.into());
-        }
-        Ok(reachable)
+        Ok(row::addressees(rows))
+    }
+
+    async fn zones(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Tz>> {
+        let rows: Vec<(Uuid, String)> = sqlx::query_as(
+            "SELECT w.id, w.time_zone \
+             FROM json_each($1) AS o \
+             CROSS JOIN owners w ON w.bucket = o.value ->> 0 AND w.id = UNHEX(o.value ->> 1)",
+        )
+        .bind(json(owners.iter().map(|owner| (owner.bucket().column(), hex(owner.uuid())))))
+        .fetch_all(&self.readers)
+        .await?;
+        Ok(rows.into_iter().filter_map(|(owner, zone)| Some((owner.into(), zone.parse().ok()?))).collect())
+    }
+
+    async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
+        let Some(first) = contacts.first() else { return Ok(()) };
+        sqlx::query(
+            "UPDATE contacts SET mailed_at = $3 \
+             WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))",
+        )
+        .bind(first.bucket().column())
+        .bind(json(contacts.iter().map(|contact| hex(contact.uuid()))))
+        .bind(At(now))
+        .execute(&self.writer)
+        .await?;
+        Ok(())
     }
 
     async fn plan(&self, lease: &Lease, decided: Decided<'_>, progress: Progress) -> Result<Written> {
@@ -217,8 +258,8 @@ impl Planning for Sqlite {
             let unchanged: HashSet<Uuid> = unchanged.into_iter().map(|(id,)| id).collect();
             let mut reminders = decided.reminders;
             reminders.retain(|reminder| unchanged.contains(&reminder.token.uuid()));
-            let Decided { now, not_before, may_open, .. } = decided;
-            written = write_reminders(&mut tx, &reminders, now, not_before, may_open).await?;
+            let Decided { now, may_open, .. } = decided;
+            written = write_reminders(&mut tx, &reminders, now, may_open).await?;
             count(&mut tx, lease.job, written.opened, now).await?;
         }
         match progress {
@@ -227,7 +268,8 @@ impl Planning for Sqlite {
                     "UPDATE tokens AS t SET unplanned = 0 \
                      FROM json_each($1) AS d \
                      WHERE t.bucket = d.value ->> 0 AND t.id = UNHEX(d.value ->> 1) AND t.unplanned \
-                       AND t.generation = d.value ->> 2 AND t.expires_at = d.value ->> 3",
+                       AND t.generation = d.value ->> 2 AND t.expires_at = d.value ->> 3 \
+                       AND t.description = COALESCE(d.value ->> 4, t.description)",
                 )
                 .bind(&guards)
                 .execute(&mut *tx)
@@ -301,6 +343,35 @@ impl Planning for Sqlite {
             .collect())
     }
 
+    async fn traits(&self, tokens: &[TokenId]) -> Result<HashMap<TokenId, Traits>> {
+        let rows: Vec<TraitsRow> = sqlx::query_as(
+            "SELECT t.id, t.kind, t.scopes, t.description, w.key AS owner_key \
+             FROM json_each($1) AS n \
+             CROSS JOIN tokens t ON t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) \
+             JOIN owners w ON w.bucket = t.bucket AND w.id = t.owner_id",
+        )
+        .bind(json(tokens.iter().map(|token| (token.bucket().column(), hex(token.uuid())))))
+        .fetch_all(&self.readers)
+        .await?;
+        rows.into_iter().map(TryInto::try_into).collect()
+    }
+
+    async fn adopt_policies(&self, lease: &Lease, fingerprint: Option<&str>, now: Timestamp) -> Result<bool> {
+        let known: Option<(Option<String>,)> =
+            sqlx::query_as(POLICIES).bind(lease.job).fetch_optional(&self.readers).await?;
+        if known.is_some_and(|(known,)| known.as_deref() == fingerprint) {
+            return Ok(false);
+        }
+        let mut tx = self.begin().await?;
+        hold(&mut tx, lease, now).await?;
+        let adopted = sqlx::query(ADOPT).bind(lease.job).bind(fingerprint).execute(&mut *tx).await?.rows_affected() > 0;
+        if adopted {
+            sqlx::query(FORGET_WATERMARKS).execute(&mut *tx).await?;
+        }
+        tx.commit().await?;
+        Ok(adopted)
+    }
+
     async fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp) -> Result<()> {
         let mut tx = self.begin().await?;
         hold(&mut tx, lease, now).await?;
@@ -323,6 +394,10 @@ impl Planning for Sqlite {
                  SELECT 1 FROM owner_contacts oc \
                  WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
              ) AS speaks_for, \
+             EXISTS ( \
+                 SELECT 1 FROM token_contacts tc \
+                 WHERE tc.bucket = t.bucket AND tc.token_id = t.id AND tc.contact_id = n.contact_id \
+             ) AS watches, \
              ( \
                  SELECT oc.contact_id \
                  FROM owners s \

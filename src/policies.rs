@@ -1,0 +1,254 @@
+//! Policies for groups of tokens: which tokens a policy is for, and which one a token follows.
+//!
+//! Pure. The first policy whose match fits counts; a token that fits none follows the one for all. A change of the policies is
+//! known by their [`fingerprint`], whatever process made it.
+
+use std::fmt;
+
+use globset::{GlobBuilder, GlobMatcher};
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+use crate::policy::Policy;
+use crate::token::{Address, ContactId, Kind, Token};
+
+/// A glob: `*` is any text, `?` any character, `[a-z]` one of these, `{a,b}` one of these texts.
+#[derive(Clone, Debug)]
+pub struct Pattern(GlobMatcher);
+
+impl Pattern {
+    /// Reads a pattern; `any_case` where upper and lower case are the same.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it.
+    pub fn parse(text: &str, any_case: bool) -> Result<Self, String> {
+        let glob = GlobBuilder::new(text).case_insensitive(any_case).backslash_escape(true).build();
+        let glob = glob.map_err(|error| format!("is no pattern: {}; * stands for any text", error.kind()))?;
+        Ok(Self(glob.compile_matcher()))
+    }
+
+    fn fits(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.glob() == other.0.glob()
+    }
+}
+
+impl Eq for Pattern {}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.glob().glob())
+    }
+}
+
+/// What a token is matched by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traits {
+    /// Primary or additional.
+    pub kind: Kind,
+    /// What it may be used for.
+    pub scopes: Vec<String>,
+    /// Whose it is.
+    pub owner_key: String,
+    /// What it is for.
+    pub description: String,
+}
+
+impl Traits {
+    /// Of a token, and its owner's key.
+    pub fn of(token: &Token, owner_key: &str) -> Self {
+        Self {
+            kind: token.kind,
+            scopes: token.scopes.clone(),
+            owner_key: owner_key.to_owned(),
+            description: token.description.clone(),
+        }
+    }
+}
+
+/// Which tokens a policy is for: those that fit all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Of this kind.
+    pub kind: Option<Kind>,
+    /// With such a scope.
+    pub scope: Option<Pattern>,
+    /// Of an owner with such a key.
+    pub owner: Option<Pattern>,
+    /// With such a description, in upper or lower case.
+    pub description: Option<Pattern>,
+}
+
+impl Match {
+    /// Whether a token is one of these.
+    ///
+    /// ```
+    /// use lapsed::policies::{Match, Pattern, Traits};
+    /// use lapsed::token::Kind;
+    /// let token = Traits {
+    ///     kind: Kind::Additional,
+    ///     scopes: vec!["repo:read".into(), "deploy:prod".into()],
+    ///     owner_key: "ci-bot".into(),
+    ///     description: "Release upload (CI)".into(),
+    /// };
+    /// let glob = |text, any_case| Some(Pattern::parse(text, any_case).unwrap());
+    /// assert!(Match { scope: glob("deploy:*", false), ..Match::default() }.fits(&token));
+    /// assert!(Match { owner: glob("{ci,cd}-*", false), description: glob("*(ci)", true), ..Match::default() }.fits(&token));
+    /// assert!(!Match { kind: Some(Kind::Primary), scope: glob("*", false), ..Match::default() }.fits(&token));
+    /// ```
+    pub fn fits(&self, token: &Traits) -> bool {
+        let fits = |pattern: &Option<Pattern>, text: &str| pattern.as_ref().is_none_or(|pattern| pattern.fits(text));
+        let scope = |pattern: &Pattern| token.scopes.iter().any(|scope| pattern.fits(scope));
+        self.kind.is_none_or(|kind| kind == token.kind)
+            && self.scope.as_ref().is_none_or(scope)
+            && fits(&self.owner, &token.owner_key)
+            && fits(&self.description, &token.description)
+    }
+}
+
+impl fmt::Display for Match {
+    /// As the configuration has it: `kind = "additional", owner = "ci-*"`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |name: &str, value: Option<String>| value.map(|value| format!("{name} = {value:?}"));
+        let pattern = |name, pattern: &Option<Pattern>| text(name, pattern.as_ref().map(ToString::to_string));
+        let parts = [
+            text("kind", self.kind.map(|kind| kind.to_string())),
+            pattern("scope", &self.scope),
+            pattern("owner", &self.owner),
+            pattern("description", &self.description),
+        ];
+        f.write_str(&parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A policy for a group of tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Which tokens.
+    pub matches: Match,
+    /// Which reminders they owe.
+    pub policy: Policy,
+    /// When messages about them may go.
+    pub digest: Digest,
+    /// Who is told besides those who are told anyway.
+    pub contacts: Vec<(ContactId, Address)>,
+}
+
+/// The policy that a token follows, and its place among the policies; `None`: the one for all tokens.
+pub fn group_of<'a>(groups: &'a [Group], token: &Traits) -> Option<(usize, &'a Group)> {
+    groups.iter().enumerate().find(|(_, group)| group.matches.fits(token))
+}
+
+/// The same for the same policies, and another for others, in every process: a hash of all that says which reminders are owed
+/// to whom. `None` where there is one policy for all tokens: its leads are known by their watermarks.
+pub fn fingerprint(all: &Policy, groups: &[Group]) -> Option<String> {
+    if groups.is_empty() {
+        return None;
+    }
+    let mut text = leads(all);
+    for group in groups {
+        let contacts: Vec<&str> = group.contacts.iter().map(|(_, address)| address.as_str()).collect();
+        text += &format!("\n{}: {} {}", group.matches, leads(&group.policy), contacts.join(" "));
+    }
+    let hash = Sha256::digest(text.as_bytes());
+    Some(hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn leads(policy: &Policy) -> String {
+    policy.leads().iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::policy::Lead;
+
+    fn policy(days: &[i64]) -> Policy {
+        Policy::new(days.iter().map(|days| Lead::new(TimeDelta::days(*days))), true, TimeDelta::days(7))
+    }
+
+    fn group(owner: &str, days: &[i64]) -> Group {
+        Group {
+            matches: Match { owner: Some(Pattern::parse(owner, false).expect(owner)), ..Match::default() },
+            policy: policy(days),
+            digest: Digest::holding(TimeDelta::zero()),
+            contacts: Vec::new(),
+        }
+    }
+
+    fn token(owner: &str) -> Traits {
+        Traits {
+            kind: Kind::Additional,
+            scopes: Vec::new(),
+            owner_key: owner.to_owned(),
+            description: "deploy key, nightly/weekly".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_first_that_fits_counts() {
+        let groups = [group("ci-*", &[14]), group("*-bot", &[3]), group("ci-b*", &[1])];
+        let place = |owner: &str| group_of(&groups, &token(owner)).map(|(place, _)| place);
+        assert_eq!([place("ci-bot"), place("bug-bot"), place("alice")], [Some(0), Some(1), None]);
+    }
+
+    #[test]
+    fn a_token_without_scopes_has_none_that_fits() {
+        let any = Match { scope: Some(Pattern::parse("*", false).expect("a pattern")), ..Match::default() };
+        assert!(!any.fits(&token("alice")));
+        assert!(Match::default().fits(&token("alice")));
+    }
+
+    #[test]
+    fn a_star_is_any_text() {
+        let fits = |pattern: &str| Pattern::parse(pattern, true).expect(pattern).fits("Deploy key, nightly/weekly");
+        assert!(
+            fits("deploy*weekly") && fits("*NIGHTLY*") && fits("deploy key, nightly?weekly") && fits("{other,deploy*}")
+        );
+        assert!(!fits("deploy") && !fits("*nightly"));
+        for (text, why) in
+            [("[a", "unclosed character class"), ("{a", "unclosed alternate"), ("[b-a]", "invalid range")]
+        {
+            let error = Pattern::parse(text, false).expect_err(text);
+            assert!(error.contains("is no pattern") && error.contains(why), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn other_policies_have_another_fingerprint() {
+        let all = policy(&[30, 7, 1]);
+        let groups = [group("ci-*", &[14]), group("*-bot", &[3])];
+        let print = fingerprint(&all, &groups);
+        assert_eq!(fingerprint(&all, &[]), None);
+        assert_eq!(fingerprint(&all, &groups.clone()), print);
+        let mut others = vec![fingerprint(&policy(&[30, 7]), &groups), fingerprint(&all, &groups[..1])];
+        others.push(fingerprint(&all, &[groups[1].clone(), groups[0].clone()]));
+        others.push(fingerprint(&all, &[group("ci-*", &[14, 2]), groups[1].clone()]));
+        others.push(fingerprint(&all, &[group("cd-*", &[14]), groups[1].clone()]));
+        assert!(others.iter().all(|other| other.is_some() && *other != print));
+        others.sort();
+        others.dedup();
+        assert_eq!(others.len(), 5);
+        // When mail goes has no part in what is owed.
+        let mut slower = groups.clone();
+        slower[0].digest.hold = TimeDelta::days(1);
+        assert_eq!(fingerprint(&all, &slower), print);
+    }
+
+    proptest! {
+        #[test]
+        fn no_pattern_and_no_text_breaks_it(pattern in "[a-c*?{},!\\[\\]\\\\/-]{0,12}", text in ".{0,40}") {
+            if let Ok(pattern) = Pattern::parse(&pattern, true) {
+                pattern.fits(&text);
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Contacts that watch one token, as a story on each back end: they are told besides the owner's, and for as long as they
+//! watch.
+
+use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
+use crate::support::world::{World, at, days};
+use lapsed::change;
+use lapsed::store::{Accounts, Messages};
+use lapsed::token::TokenId;
+
+on_every_back_end!(
+    who_watches_a_token_is_told_of_it,
+    who_comes_late_is_told_of_what_is_due,
+    who_no_longer_watches_hears_nothing,
+    who_watches_the_one_watches_its_successor,
+    an_owner_without_contact_is_not_alone,
+    a_dead_watcher_is_passed_over,
+    a_watcher_that_was_told_is_enough,
+);
+
+async fn watch<B: Backend>(world: &World<B>, token: TokenId, address: &str) {
+    world.store.watch_token(token, &[at(address).into()], world.now()).await.expect("a write");
+}
+
+async fn who_watches_a_token_is_told_of_it<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let watched = world.token(alice, 90).await;
+    let other = world.token(alice, 90).await;
+    watch(&world, watched, "security@example.org").await;
+    watch(&world, watched, "alice@example.org").await;
+    watch(&world, watched, "security@example.org").await;
+    assert!(!world.get(watched).await.unplanned, "nothing is due yet");
+    world.on_day(60);
+    assert_eq!(world.remind().await.pending, 3);
+    let expected = ["0: 30d pending to alice@example.org", "0: 30d pending to security@example.org"];
+    assert_eq!(world.ledger(watched).await, expected);
+    assert_eq!(world.ledger(other).await, expected[..1]);
+    let mut courier = world.courier();
+    world.deliver(&mut courier.deliverer).await;
+    let expected = [
+        "alice@example.org: 2 tokens expire in 30 days",
+        "security@example.org: \"deploy key (CI)\" expires in 30 days",
+    ];
+    assert_eq!(courier.delivered(), expected);
+    world.on_day(90);
+    assert_eq!(world.expire().await.pending, 3);
+}
+
+async fn who_comes_late_is_told_of_what_is_due<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let token = world.token(alice, 90).await;
+    world.on_day(85);
+    world.remind().await;
+    watch(&world, token, "security@example.org").await;
+    assert_eq!(world.remind().await.pending, 1, "Alice has been told");
+    let expected = ["0: 30d superseded to security@example.org", "0: 7d pending to security@example.org"];
+    let ledger = world.ledger(token).await;
+    assert_eq!(
+        ledger.iter().filter(|line| line.contains("security")).collect::<Vec<_>>(),
+        expected.iter().collect::<Vec<_>>()
+    );
+}
+
+async fn who_no_longer_watches_hears_nothing<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let token = world.token(alice, 90).await;
+    watch(&world, token, "security@example.org").await;
+    world.on_day(60);
+    world.remind().await;
+    let contact = world.store.find_contact(&at("security@example.org")).await.expect("a read").expect("a contact");
+    assert!(world.store.unwatch_token(token, contact.id).await.expect("a write"));
+    assert!(!world.store.unwatch_token(token, contact.id).await.expect("a write"), "once");
+    let mut courier = world.courier();
+    world.deliver(&mut courier.deliverer).await;
+    assert_eq!(courier.delivered(), ["alice@example.org: \"deploy key (CI)\" expires in 30 days"]);
+    let expected = ["0: 30d sent to alice@example.org", "0: 30d cancelled to security@example.org"];
+    assert_eq!(world.ledger(token).await, expected);
+}
+
+async fn who_watches_the_one_watches_its_successor<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let token = world.token(alice, 90).await;
+    watch(&world, token, "security@example.org").await;
+    let now = world.on_day(10);
+    let changed =
+        world.store.change_token(token, |token| change::rotate(token, days(0), None, now)).await.expect("a rotation");
+    let (successor, _) = changed.successor.expect("a successor");
+    let watchers = world.store.watchers_of(successor.id).await.expect("a read");
+    assert_eq!(watchers.iter().map(|contact| contact.address.as_str()).collect::<Vec<_>>(), ["security@example.org"]);
+}
+
+async fn an_owner_without_contact_is_not_alone<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("ops@example.org").await;
+    let bot = world.owner("bot", &[]).await;
+    let token = world.token(bot, 90).await;
+    watch(&world, token, "security@example.org").await;
+    world.on_day(60);
+    world.remind().await;
+    assert_eq!(world.ledger(token).await, ["0: 30d pending to security@example.org"]);
+}
+
+async fn a_dead_watcher_is_passed_over<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let token = world.token(alice, 90).await;
+    watch(&world, token, "left@example.org").await;
+    world.backend.execute("UPDATE contacts SET suppressed_at = created_at WHERE address = 'left@example.org'").await;
+    world.on_day(60);
+    world.remind().await;
+    assert_eq!(world.ledger(token).await, ["0: 30d pending to alice@example.org"]);
+}
+
+async fn a_watcher_that_was_told_is_enough<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("ops@example.org").await;
+    let alice = world.owner("alice", &["gone@example.org"]).await;
+    let (watched, other) = (world.token(alice, 90).await, world.token(alice, 90).await);
+    watch(&world, watched, "security@example.org").await;
+    world.on_day(60);
+    world.remind().await;
+    world.backend.execute("UPDATE contacts SET suppressed_at = created_at WHERE address = 'gone@example.org'").await;
+    let mut courier = world.courier();
+    world.deliver(&mut courier.deliverer).await;
+    let escalated = |ledger: Vec<String>| ledger.iter().filter(|line| line.ends_with("escalated")).count();
+    assert_eq!((escalated(world.ledger(watched).await), escalated(world.ledger(other).await)), (0, 1));
+}
