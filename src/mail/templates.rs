@@ -22,7 +22,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
 use minijinja::{Environment, UndefinedBehavior};
 
-use super::clean::header_line;
+use super::clean::{header_line, unlinked};
 use super::letter::Kind;
 use super::view::SHOWN;
 use super::wrap::hanging;
@@ -152,7 +152,7 @@ impl Language {
         let known = minijinja::context! { locale => self.tag.as_str(), ..known.clone() };
         // The subject first: the other two repeat it.
         let subject = header_line(&render("subject.txt", &known)?, SHOWN);
-        let known = minijinja::context! { subject => super::clean::unlinked(&subject), ..known };
+        let known = minijinja::context! { subject => unlinked(&subject), ..known };
         Ok(Written { text: render("body.txt", &known)?, html: render("body.html", &known)?, subject })
     }
 
@@ -164,7 +164,8 @@ impl Language {
         let known = minijinja::context! { locale => self.tag.as_str(), token };
         let written = self.compiled.get_template(built_in::EVENT)?.render(known)?;
         let (title, text) = written.split_once('\n').unwrap_or((&written, ""));
-        Ok((title.trim().to_owned(), text.trim().to_owned()))
+        // Where a subject stands, nothing makes links; calendars do.
+        Ok((unlinked(title.trim()), text.trim().to_owned()))
     }
 }
 
