@@ -75,6 +75,8 @@ fn watched(place: &Place) -> (Daemon, SocketAddr) {
         expire = "* * * * * *"
         remind = "* * * * * *"
         deliver = "* * * * * *"
+        [digest]
+        hold = "1s"
         [mail]
         transport = "maildir"
         from = "Tokens <tokens@example.org>"
