@@ -27,6 +27,7 @@ mod planning;
 mod policies;
 mod postfix;
 mod races;
+mod schedules;
 mod silence;
 mod use_of_tokens;
 mod waiting;
