@@ -217,17 +217,19 @@ impl Show {
             ("state", message.state.to_string()),
             ("to", to(&message)),
             ("opened", instant(message.created_at)),
-            ("next", next(&message, now)),
         ];
+        if message.finished_at.is_none() {
+            rows.push(("next", next(&message, now)));
+        }
         rows.extend(message.claimed_at.map(|at| ("first tried", instant(at))));
         if message.attempts > 0 {
             rows.push(("attempts", message.attempts.to_string()));
         }
         if message.unknown_outcomes > 0 {
-            rows.push(("unknown", format!("{} attempts may have delivered it", message.unknown_outcomes)));
+            rows.push(("unknown", format!("{} may have delivered it", counted(message.unknown_outcomes, "attempt"))));
         }
         if message.lost_claims > 0 {
-            rows.push(("lost", format!("{} processes never said what became of it", message.lost_claims)));
+            rows.push(("lost", format!("{} never said what became of it", counted(message.lost_claims, "claim"))));
         }
         rows.extend(message.finished_at.map(|at| ("ended", instant(at))));
         rows.extend(message.last_reply.clone().map(|reply| ("last reply", reply)));
@@ -261,7 +263,7 @@ pub struct Release {
     #[arg(value_name = "MESSAGE")]
     messages: Vec<String>,
     /// All that are held
-    #[arg(long)]
+    #[arg(long, alias = "held")]
     all: bool,
 }
 
@@ -273,7 +275,7 @@ impl Release {
         };
         let released =
             each(store, &self.messages, allowed, async |bucket, which| store.release(bucket, which, clock.now()).await);
-        say("released", "held", released.await?)
+        say("released", "No message is held.", released.await?)
     }
 }
 
@@ -299,7 +301,7 @@ impl Cancel {
         };
         let cancelled =
             each(store, &self.messages, allowed, async |bucket, which| store.cancel(bucket, which, clock.now()).await);
-        say("cancelled", "held", cancelled.await?)
+        say("cancelled", "No message is held.", cancelled.await?)
     }
 }
 
@@ -339,7 +341,7 @@ impl Retry {
         };
         let retried =
             each(store, &self.messages, allowed, async |bucket, which| store.retry(bucket, which, clock.now()).await);
-        say("to be tried again", "failed whose contact takes mail", retried.await?)
+        say("to be tried again", "No message has failed whose contact takes mail.", retried.await?)
     }
 }
 
@@ -372,12 +374,18 @@ async fn each<S: Store>(
     Ok(count)
 }
 
-/// Says how many messages it was; `none` where it was none.
+/// `1 message`, `2 messages`.
+fn counted(count: impl Into<i128>, what: &str) -> String {
+    let count = count.into();
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Says how many messages it was, or `none` where it was none.
 fn say(done: &str, none: &str, count: u64) -> Outcome {
     if count == 0 {
-        output::say(&format!("No message is {none}."));
+        output::say(none);
     } else {
-        output::print(&output::facts(&[(done, format!("{count} message{}", if count == 1 { "" } else { "s" }))]))?;
+        output::print(&output::facts(&[(done, counted(count, "message"))]))?;
     }
     Ok(())
 }
