@@ -16,6 +16,7 @@ use lapsed::token::{Bucket, TokenId};
 
 on_every_back_end!(
     what_is_too_much_for_an_hour_is_held_and_told,
+    a_second_wave_is_told_of_while_the_first_is_still_held,
     the_hour_rolls_and_counts_every_pass,
     what_joins_an_open_message_is_not_counted,
     a_held_message_that_comes_near_its_deadline_is_told_of_again,
@@ -118,6 +119,33 @@ async fn what_is_too_much_for_an_hour_is_held_and_told<B: Backend>() {
         let ledger = world.ledger(token).await;
         assert!(ledger.len() == 1 && ledger[0].contains("7d sent"), "{ledger:?}");
     }
+}
+
+async fn a_second_wave_is_told_of_while_the_first_is_still_held<B: Backend>() {
+    let (mut world, _) = crowd::<B>(2, 90).await;
+    world.rules.guard = at_most(1);
+    world.on_day(60);
+    world.remind().await;
+    world.watch().await;
+    assert_eq!(world.states().await, (1, 1));
+    assert_eq!(world.delivered().await.len(), 2, "one owner, and the fallback");
+    let import = async |world: &World<B>, wave: &str| {
+        for n in 0..3 {
+            let key = format!("{wave}{n}");
+            let owner = world.owner(&key, &[&format!("{key}@example.org")]).await;
+            world.imported(owner, dawn() - days(90), world.now() + days(6)).await;
+        }
+        world.remind().await;
+        world.watch().await;
+        world.delivered().await.into_iter().filter(|line| line.starts_with("ops@")).collect::<Vec<_>>()
+    };
+    world.clock.advance(TimeDelta::minutes(30));
+    assert_eq!(import(&world, "same").await, [""; 0], "within the hour it is the same wave");
+    world.clock.advance(TimeDelta::days(3));
+    assert_eq!(
+        import(&world, "next").await,
+        ["ops@example.org: 6 mails are held back: please look before owners are told"]
+    );
 }
 
 async fn the_hour_rolls_and_counts_every_pass<B: Backend>() {

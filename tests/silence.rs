@@ -5,6 +5,8 @@ use std::time::Duration;
 use crate::support::backend::OnPostgres;
 use crate::support::proxy::{Manner, Proxy};
 use crate::support::world::{World, dawn, days};
+use chrono::TimeDelta;
+use lapsed::jobs::deliver::LEASE;
 use lapsed::jobs::remind;
 use lapsed::store::{Error, Jobs, Postgres};
 use tokio::time::timeout;
@@ -38,6 +40,16 @@ async fn a_pass_ends_and_the_next_one_goes_on() {
 
 #[tokio::test]
 async fn what_was_sent_meanwhile_is_recorded_and_not_sent_again() {
+    sent_into_silence(TimeDelta::zero()).await;
+}
+
+/// The lease's epoch keeps a late record out where another process has taken the message over; here none has.
+#[tokio::test]
+async fn what_was_sent_is_recorded_after_a_silence_longer_than_its_lease() {
+    sent_into_silence(LEASE * 3).await;
+}
+
+async fn sent_into_silence(lasts: TimeDelta) {
     let (world, proxy) = behind_a_proxy().await;
     let owner = world.owner("alice", &["alice@example.org"]).await;
     let token = world.imported(owner, dawn() - days(90), dawn() + days(6)).await;
@@ -49,6 +61,7 @@ async fn what_was_sent_meanwhile_is_recorded_and_not_sent_again() {
         courier.deliverer.wait().await;
     }
     proxy.fall_silent();
+    world.clock.advance(lasts);
     let recording = async {
         loop {
             match courier.deliverer.step().await {

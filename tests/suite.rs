@@ -14,6 +14,7 @@ mod docs;
 mod everyday;
 mod guards;
 mod harness;
+mod hiccups;
 mod imports;
 mod kills;
 mod logs;

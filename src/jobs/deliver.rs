@@ -7,8 +7,9 @@
 //! touches no message. What is said is checked against the tokens as they are at that moment.
 //!
 //! One [`Deliverer`] claims, checks and records for all sessions of its process, for as many of them at once as are idle;
-//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other. While
-//! what has ended is recorded, the others go on, and what ends meanwhile is recorded together after it.
+//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other. What a
+//! record or a claim costs hardly depends on how many messages it is about: so a record waits a moment for half of the
+//! sessions, which one claim then serves, while the other half sends.
 
 mod attempt;
 mod pace;
@@ -34,11 +35,11 @@ use crate::mail::letter::{Alert, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::Group;
-use crate::store::outbox::{ClaimedMessage, MessageKind};
+use crate::store::outbox::{ClaimedMessage, MessageKind, Record};
 use crate::store::planning::{Facts, Reminded};
 use crate::store::{Result, Store};
-use crate::token::{Bucket, ContactId, MessageId};
-use attempt::Attempt;
+use crate::token::{Bucket, ContactId, MessageId, TokenId};
+use attempt::{Attempt, RENEW_WITHIN, untried};
 use pace::Pace;
 use pause::{Pause, Refused};
 use recording::Recording;
@@ -49,6 +50,12 @@ pub const NAME: &str = "deliver";
 
 /// How long a claim lasts without renewal.
 pub const LEASE: TimeDelta = TimeDelta::minutes(5);
+
+/// How long to wait for a store that is not available.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long the first message that has ended waits for others, to be recorded with them.
+const GATHER: Duration = Duration::from_millis(3);
 
 /// What a step did, in messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,6 +155,17 @@ pub struct Terms {
     pub remember: bool,
 }
 
+/// What the store may have of a pause that an earlier process told of, and never took back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Earlier {
+    /// It may be true.
+    MayPause,
+    /// It is not: the mail server has let us in.
+    WasWrong,
+    /// The store has nothing of it.
+    Forgotten,
+}
+
 /// Sends messages from a store, through several sessions at once.
 pub struct Deliverer<S, C> {
     store: S,
@@ -164,13 +182,20 @@ pub struct Deliverer<S, C> {
     /// The last claim brought as much as was asked for.
     plenty: bool,
     pause: Pause,
-    /// Tried, and to be recorded.
+    /// Tried, and to be judged.
     ended: Vec<Attempt>,
+    /// Judged, and to be decided; of each whether it was refused at MAIL as another one was before it.
+    judged: VecDeque<(Attempt, bool)>,
+    /// Decided, and to be recorded.
+    decided: Vec<(Attempt, Record)>,
+    /// Until when what has ended waits for more.
+    gathers_until: Instant,
     recording: Recording,
     /// Refused at MAIL: what that means is seen from the message that comes next.
     suspect: Option<Attempt>,
     /// What the store was last told that delivery waits for.
     told: Option<String>,
+    earlier: Earlier,
     /// The message that was refused at MAIL last, while none has got past it since.
     refused: Option<MessageId>,
     /// What mail servers answered since somebody asked.
@@ -192,9 +217,13 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             plenty: false,
             pause: Pause::default(),
             ended: Vec::new(),
+            judged: VecDeque::new(),
+            decided: Vec::new(),
+            gathers_until: Instant::now(),
             recording: Recording::default(),
             suspect: None,
             told: None,
+            earlier: Earlier::MayPause,
             refused: None,
             replies: Replies::default(),
             terms,
@@ -221,16 +250,20 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             self.note(told);
         }
         let did = self.recording.take()?;
-        self.record_ended().await?;
+        self.correct_status().await?;
+        if !self.gathers() {
+            self.record_ended().await?;
+        }
         self.begin().await?;
         self.tell_status().await?;
-        let may_record = !self.ended.is_empty() && !self.recording.is_busy();
+        let may_record = self.unrecorded() > 0 && !self.recording.is_busy() && !self.gathers();
         let may_begin = !self.nothing_due && self.room(self.clock.now()) > 0;
         Ok(Outcome { did, more: may_record || may_begin })
     }
 
-    /// Waits until there is something for another step to do: a message was tried or recorded, a session was opened, or the
-    /// rate allows one more. `false` at once, when nothing of that is under way. Nothing is lost when it is dropped.
+    /// Waits until there is something for another step to do: a message was tried or recorded, a session was opened, what has
+    /// ended has waited for long enough, or the rate allows one more. `false` at once, when nothing of that is under way.
+    /// Nothing is lost when it is dropped.
     pub async fn wait(&mut self) -> bool {
         let may_begin = !self.nothing_due && self.sessions.idle() > 0 && !self.pause.waits(self.clock.now());
         let allowed = self.pace.wait(Instant::now()).filter(|_| may_begin);
@@ -247,14 +280,15 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
             () = self.recording.done() => {}
             () = until_allowed => {}
+            () = tokio::time::sleep_until(self.gathers_until), if self.gathers() => {}
         }
         true
     }
 
-    /// Claims nothing more, waits for what is under way, and records it.
+    /// Claims nothing more, waits for what is under way, and records it, for as long as the store takes to be there.
     ///
     /// # Errors
-    /// When the store fails.
+    /// When the store refuses a record.
     pub async fn finish(&mut self) -> Result<Delivered> {
         let mut did = Delivered::default();
         self.pause.stop();
@@ -263,14 +297,21 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             if self.sessions.sending() == 0 {
                 self.release_suspect();
             }
-            self.record_ended().await?;
+            match self.record_ended().await {
+                Err(error) if error.is_of_the_store() => {
+                    tracing::warn!(%error, "cannot decide about messages yet");
+                    tokio::time::sleep(TRY_AGAIN).await;
+                    continue;
+                }
+                decided => decided?,
+            }
             if self.recording.is_busy() {
                 self.recording.done().await;
             } else if self.sessions.sending() > 0 {
                 if let Some(told) = self.sessions.ended().await {
                     self.note(told);
                 }
-            } else if self.suspect.is_none() && self.ended.is_empty() {
+            } else if self.suspect.is_none() && self.unrecorded() == 0 {
                 return Ok(did);
             }
         }
@@ -282,6 +323,9 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// # Errors
     /// When the store fails.
     pub async fn next_due(&self) -> Result<Option<Timestamp>> {
+        if self.unrecorded() > 0 {
+            return Ok(Some(self.clock.now()));
+        }
         if let Some(until) = self.pause.until() {
             return Ok(Some(until));
         }
@@ -310,7 +354,12 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
 
     fn note(&mut self, told: Told) {
         match told {
-            Told::Opened(Ok(())) => self.pause.opened(),
+            Told::Opened(Ok(())) => {
+                if self.earlier == Earlier::MayPause {
+                    self.earlier = Earlier::WasWrong;
+                }
+                self.pause.opened();
+            }
             Told::Opened(Err(happened)) => {
                 self.replies.add(&happened);
                 self.refused_everybody(&happened.reply(), Refused::BeforeMail);
@@ -319,9 +368,23 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 if let Some(happened) = &attempt.happened {
                     self.replies.add(happened);
                 }
+                if self.ended.is_empty() {
+                    self.gathers_until = Instant::now() + GATHER;
+                }
                 self.ended.push(*attempt);
             }
         }
+    }
+
+    /// How many messages were tried that nobody has begun to record.
+    fn unrecorded(&self) -> usize {
+        self.ended.len() + self.judged.len() + self.decided.len()
+    }
+
+    /// Whether what has ended waits for more: for as many as are still being sent, and not for long.
+    fn gathers(&self) -> bool {
+        let ended = self.ended.len();
+        ended > 0 && ended < self.sessions.sending() && Instant::now() < self.gathers_until
     }
 
     /// How many messages may begin now.
@@ -331,7 +394,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
         // One message shows whether the server still refuses everybody.
         let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
-        let free = self.sessions.idle().saturating_sub(self.ended.len() + self.recording.messages());
+        let free = self.sessions.idle().saturating_sub(self.unrecorded() + self.recording.messages());
         self.pace.room(Instant::now(), free.min(most))
     }
 
@@ -352,7 +415,9 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 self.start(claimed).await?;
             }
         }
-        if self.sessions.sending() == 0 && (self.nothing_due || self.pause.is_on()) {
+        let nothing_comes = self.sessions.sending() == 0 && (self.nothing_due || self.pause.is_on());
+        let now = self.clock.now();
+        if nothing_comes || self.suspect.as_ref().is_some_and(|suspect| suspect.lease_until - now < RENEW_WITHIN) {
             self.release_suspect();
         }
         Ok(())
@@ -408,19 +473,28 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             .collect();
         asked.sort_unstable();
         asked.dedup();
-        let facts: HashMap<ContactId, Facts> = self.store.facts(&asked).await?;
+        let (facts, alerts) = match self.read(&claimed, &asked).await {
+            Ok(read) => read,
+            Err(error) => {
+                self.decided.extend(claimed.into_iter().map(|message| untried(message, self.clock.now(), &error)));
+                return Err(error);
+            }
+        };
         let (now, nothing) = (self.clock.now(), Facts::default());
         let mut attempts = Vec::new();
-        for message in claimed {
+        for (message, alert) in claimed.into_iter().zip(alerts) {
             let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
-            let alert = self.alert(message.kind, now).await?;
             attempts.push(Attempt::new(message, facts, alert, &self.terms, now));
         }
         if self.terms.remember {
             let to = attempts.iter().filter(|(attempt, _)| attempt.message.kind == MessageKind::Reminders);
             let to: Vec<ContactId> = to.filter_map(|(_, letter)| Some(letter.as_ref()?.to.id)).collect();
             // Before the mail goes: a pass that plans meanwhile must know. One that plans at this very moment may not.
-            self.store.mailed(&to, now).await?;
+            if let Err(error) = self.store.mailed(&to, now).await {
+                let claimed = attempts.into_iter().map(|(attempt, _)| attempt.message);
+                self.decided.extend(claimed.map(|message| untried(message, now, &error)));
+                return Err(error);
+            }
         }
         for (attempt, letter) in attempts {
             match letter {
@@ -429,6 +503,20 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             }
         }
         Ok(())
+    }
+
+    /// What is true now of what was claimed, and what each of the alerts among it says.
+    async fn read(
+        &self,
+        claimed: &[ClaimedMessage],
+        asked: &[(ContactId, TokenId)],
+    ) -> Result<(HashMap<ContactId, Facts>, Vec<Option<Alert>>)> {
+        let facts = self.store.facts(asked).await?;
+        let mut alerts = Vec::with_capacity(claimed.len());
+        for message in claimed {
+            alerts.push(self.alert(message.kind, self.clock.now()).await?);
+        }
+        Ok((facts, alerts))
     }
 
     /// What an alert of this kind says now; `None` where it is no longer true, and for other messages.

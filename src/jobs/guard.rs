@@ -29,6 +29,9 @@ const COUNTED_FOR: TimeDelta = TimeDelta::hours(1);
 /// A held message that comes so near its token's deadline is told of again.
 const URGENT: TimeDelta = TimeDelta::days(1);
 
+/// The least time between two mails about what a guard holds, while there is more and more of it.
+const TOLD_EVERY: TimeDelta = TimeDelta::hours(1);
+
 /// Both guards. Clones share what was counted.
 #[derive(Clone, Debug)]
 pub struct Guard {
@@ -100,8 +103,8 @@ async fn left(
     Ok(LEAST.max(all / 10).saturating_sub(used))
 }
 
-/// Tells the fallback of what is held, once for each time that something is, and again when it comes near a deadline.
-/// Where nothing is held this is one probe of an index. Returns whether something is held.
+/// Tells the fallback of what is held: when something is, again where more has come at least [`TOLD_EVERY`] after that, and
+/// when it comes near a deadline. Where nothing is held this is one probe of an index. Returns whether something is held.
 ///
 /// # Errors
 /// When the store fails.
@@ -109,7 +112,7 @@ pub async fn watch<S: Store>(store: &S, rules: &Rules, now: Timestamp) -> Result
     let Some(held) = store.held(now).await? else { return Ok(false) };
     let urgent = held.next_deadline.is_some_and(|deadline| deadline - now <= URGENT);
     if let Some(fallback) = rules.fallback {
-        if store.alert(fallback, MessageKind::Held, held.since, now).await? {
+        if store.alert(fallback, MessageKind::Held, held.since.max(held.latest - TOLD_EVERY), now).await? {
             tracing::error!(
                 messages = held.messages,
                 "a guard holds messages back: see `lapsed outbox list --state held`"
@@ -118,6 +121,11 @@ pub async fn watch<S: Store>(store: &S, rules: &Rules, now: Timestamp) -> Result
         if urgent && store.alert(fallback, MessageKind::HeldUrgent, now - URGENT, now).await? {
             tracing::error!(messages = held.messages, "messages that a guard holds back come near a deadline");
         }
+    } else if urgent {
+        tracing::error!(
+            messages = held.messages,
+            "messages that a guard holds back come near a deadline, and mail.fallback_to is not set"
+        );
     }
     Ok(true)
 }

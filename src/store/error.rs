@@ -59,10 +59,25 @@ pub enum Error {
     Database(sqlx::Error),
 }
 
+/// PostgreSQL's read_only_sql_transaction.
+const READ_ONLY_TRANSACTION: &str = "25006";
+
 impl Error {
     /// Whether the same call may succeed when it is made again.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Busy(_))
+    }
+
+    /// Whether what failed is the store as a whole, and not what was asked of it: somebody will set it right, and then the
+    /// same call succeeds.
+    pub fn is_of_the_store(&self) -> bool {
+        self.is_transient() || matches!(self, Self::ReadOnly | Self::Full(_))
+    }
+
+    /// Whether the server is one that only reads: a standby, which was the primary or will be.
+    pub(super) fn is_of_a_standby(&self) -> bool {
+        let Self::Unavailable(sqlx::Error::Database(error)) = self else { return false };
+        error.code().as_deref() == Some(READ_ONLY_TRANSACTION)
     }
 }
 
@@ -84,9 +99,10 @@ impl From<sqlx::Error> for Error {
                 }
                 // Serialization failure, deadlock, lock and statement timeout; SQLITE_BUSY and its kin.
                 Some("40001" | "40P01" | "55P03" | "57014" | "5" | "261" | "517" | "6" | "262") => Self::Busy(error),
-                // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); too many
-                // connections.
-                Some(code) if code.starts_with("57P") || code.starts_with("08") || code == "53300" => {
+                Some(READ_ONLY_TRANSACTION) => Self::Unavailable(error),
+                // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); it lacks
+                // memory or connections, or its disk fails (classes 53 and 58).
+                Some(code) if ["57P", "08", "53", "58"].iter().any(|class| code.starts_with(class)) => {
                     Self::Unavailable(error)
                 }
                 _ => Self::Database(error),

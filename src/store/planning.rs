@@ -173,6 +173,8 @@ pub struct Held {
     pub messages: u64,
     /// When the first of them was.
     pub since: Timestamp,
+    /// When the last of them was.
+    pub latest: Timestamp,
     /// The next deadline that they speak of, where one lies ahead.
     pub next_deadline: Option<Timestamp>,
 }
@@ -212,7 +214,7 @@ pub(super) const LAST_DIGEST: &str = "SELECT MAX(claimed_at) FROM messages \
      WHERE bucket = $1 AND contact_id = $2 AND kind = 'escalations' AND kind <> 'reminders'";
 
 /// What is held: how much, since when, and the next deadline. Index messages_held_deadline.
-pub(super) const HELD: &str = "SELECT COUNT(*), MIN(created_at), \
+pub(super) const HELD: &str = "SELECT COUNT(*), MIN(created_at), MAX(created_at), \
             (SELECT MIN(not_before) FROM messages WHERE state = 'held' AND not_before > $1) \
      FROM messages WHERE state = 'held'";
 
@@ -242,11 +244,16 @@ impl Counted {
     }
 }
 
+/// The columns of [`HELD`].
+pub(super) type HeldRow = (i64, Option<At>, Option<At>, Option<At>);
+
 impl Held {
     /// From the row of [`HELD`]; `None` where nothing is held.
-    pub(super) fn from_row((messages, since, next_deadline): (i64, Option<At>, Option<At>)) -> Option<Self> {
+    pub(super) fn from_row(row: HeldRow) -> Option<Self> {
+        let (messages, since, latest, next_deadline) = row;
         let messages = u64::try_from(messages).unwrap_or_default();
-        since.map(|since| Self { messages, since: since.0, next_deadline: next_deadline.map(|at| at.0) })
+        let (since, latest) = (since?.0, latest?.0);
+        Some(Self { messages, since, latest, next_deadline: next_deadline.map(|at| at.0) })
     }
 }
 

@@ -7,6 +7,7 @@
 mod bounces;
 mod imports;
 mod ledger;
+mod lines;
 mod outbox;
 mod planning;
 
@@ -37,6 +38,8 @@ use super::row::{
     SummaryRow, TokenRow, token_columns,
 };
 use super::{Error, Indexes, Result, Store};
+use lines::Lines;
+
 use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::{DATABASE_TIME, Timestamp};
 use crate::policy::Reason;
@@ -64,6 +67,9 @@ const RELAXED: u32 = 4;
 /// How many of them verification keeps at most; the others are for everything else.
 const KEPT: usize = 8;
 
+/// How long a connection may take to be made.
+const PATIENT_CONNECT: Duration = Duration::from_secs(10);
+
 /// For how long after its last use a connection is given out without asking whether it is alive.
 const TRUSTED: Duration = Duration::from_secs(1);
 
@@ -78,6 +84,7 @@ pub struct Postgres {
     patience: Duration,
     pools: Arc<RwLock<Pools>>,
     kept: Arc<Mutex<Vec<Kept>>>,
+    lines: Lines,
 }
 
 /// The connections to a server, until it falls silent: then there are others.
@@ -97,7 +104,7 @@ impl Pools {
         let pool = |connections: u32, relaxed: bool| {
             PgPoolOptions::new()
                 .max_connections(connections)
-                .acquire_timeout(Duration::from_secs(10))
+                .acquire_timeout(PATIENT_CONNECT)
                 // A connection that was used a moment ago is taken to be alive: asking it first doubles the cost of a read.
                 .test_before_acquire(false)
                 .before_acquire(|connection, meta| {
@@ -143,7 +150,8 @@ impl Postgres {
         MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
         connection.close().await?;
         let pools = Arc::new(RwLock::new(Pools::new(&options, 0)));
-        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default() })
+        let lines = Lines::new(options.clone());
+        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default(), lines })
     }
 
     /// The same, with another limit to how long the server may be silent while a job waits for it.
@@ -165,6 +173,11 @@ impl Postgres {
     async fn within<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
         let generation = self.pools().generation;
         match tokio::time::timeout(self.patience, answer).await {
+            Ok(Err(error)) if error.is_of_a_standby() => {
+                // Each connection would say so for as long as it lives.
+                self.renew(generation);
+                Err(error)
+            }
             Ok(answer) => answer,
             Err(_) => {
                 self.renew(generation);
@@ -181,6 +194,7 @@ impl Postgres {
         if pools.generation == generation {
             *pools = Pools::new(&self.options, generation + 1);
             self.kept().clear();
+            self.lines.hang_up();
         }
     }
 
@@ -287,6 +301,7 @@ impl Store for Postgres {
 
     async fn close(&self) {
         self.kept().clear();
+        self.lines.hang_up();
         let Pools { pool, relaxed, .. } = self.pools();
         relaxed.close().await;
         pool.close().await;

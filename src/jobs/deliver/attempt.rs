@@ -15,14 +15,14 @@ use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::{Group, Traits, group_of};
 use crate::policy::{Lead, Reason, Verdict, recheck};
-use crate::store::Store;
 use crate::store::accounts::ReminderState;
-use crate::store::outbox::{ClaimedMessage, Settled};
+use crate::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use crate::store::planning::{Facts, NewReminder};
+use crate::store::{Error, Store};
 use crate::token::{ContactId, NEVER, Owner, Token};
 
 /// With less than this left of its lease, a message is renewed before it is handed over.
-const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
+pub(super) const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
 
 /// How often a message that is being sent is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(60);
@@ -117,6 +117,16 @@ impl Attempt {
         self.lease_until = hold.until();
         self.happened = Some(happened);
     }
+}
+
+/// A message that was claimed, and of which the store could not say what is true now: it is given back.
+pub(super) fn untried(message: ClaimedMessage, now: Timestamp, error: &Error) -> (Attempt, Record) {
+    let reply = format!("not tried: {error}");
+    let delivery = Delivery::Retry { at: now, reply, counts: false, unknown: false };
+    let lease_until = message.lease_until;
+    let (speaking, settled, passed_on) = (Vec::new(), Vec::new(), Vec::new());
+    let attempt = Attempt { message, speaking, settled, passed_on, lease_until, happened: None };
+    (attempt, Record { delivery, settled: Vec::new(), escalations: Vec::new() })
 }
 
 fn item(said: &Carried, facts: &Facts) -> Option<Item> {

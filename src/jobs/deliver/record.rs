@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::attempt::Attempt;
 use super::pause::Refused;
-use super::{Deliverer, NAME};
+use super::{Deliverer, Earlier, NAME};
 use crate::clock::Clock;
 use crate::escalation::{Carried, escalations};
 use crate::mail::clean::without_addresses;
@@ -17,57 +17,68 @@ use crate::store::{Result, Store};
 use crate::token::Bucket;
 
 impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
-    /// Begins to record all that has ended, unless something is being recorded: then it goes with the next.
+    /// Begins to record all that has ended, unless something is being recorded: then it goes with the next. What cannot be
+    /// decided because the store fails keeps nothing else from being recorded, and is decided the next time.
     pub(super) async fn record_ended(&mut self) -> Result<()> {
-        if self.recording.is_busy() || self.ended.is_empty() {
+        if self.recording.is_busy() || self.unrecorded() == 0 {
             return Ok(());
         }
         let mut lost = 0;
-        let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
-        for (attempt, another_refused) in self.judge_refusals() {
-            let bucket = attempt.message.id.bucket();
-            match self.outcome(&attempt, another_refused).await? {
-                Some(record) => by_bucket.entry(bucket).or_default().push((attempt, record)),
-                None => {
+        let mut result = Ok(());
+        self.judge_refusals();
+        while let Some((attempt, another_refused)) = self.judged.pop_front() {
+            match self.outcome(&attempt, another_refused).await {
+                Ok(Some(record)) => self.decided.push((attempt, record)),
+                Ok(None) => {
                     tracing::warn!(message_id = %attempt.message.id, "lost the lease on a message before it was handed over");
                     lost += 1;
                 }
+                Err(error) => {
+                    self.judged.push_front((attempt, another_refused));
+                    result = Err(error);
+                    break;
+                }
             }
         }
-        self.recording.begin(self.store.clone(), self.clock.clone(), by_bucket.into_values().collect(), lost);
-        Ok(())
+        let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
+        for (attempt, record) in self.decided.drain(..) {
+            by_bucket.entry(attempt.message.id.bucket()).or_default().push((attempt, record));
+        }
+        if !by_bucket.is_empty() || lost > 0 {
+            self.recording.begin(self.store.clone(), self.clock.clone(), by_bucket.into_values().collect(), lost);
+        }
+        result
     }
 
-    /// What has ended, and of each whether it was refused at MAIL as another one was before it. A message that is the first
+    /// Says of each that has ended whether it was refused at MAIL as another one was before it. A message that is the first
     /// to be refused there waits for the next one.
-    fn judge_refusals(&mut self) -> Vec<(Attempt, bool)> {
-        let mut judged = Vec::new();
+    fn judge_refusals(&mut self) {
+        let judged = &mut self.judged;
         for attempt in std::mem::take(&mut self.ended) {
             let Some(happened) = &attempt.happened else {
-                judged.push((attempt, false));
+                judged.push_back((attempt, false));
                 continue;
             };
             if happened.got_past_mail() {
                 self.pause.got_past_mail();
                 self.refused = None;
                 judged.extend(self.suspect.take().map(|suspect| (suspect, false)));
-                judged.push((attempt, false));
+                judged.push_back((attempt, false));
             } else if happened.refused_at_mail() {
                 let id = attempt.message.id;
                 match self.refused.replace(id) {
                     // While the server is known to refuse everybody, the same message shows nothing new.
                     Some(before) if before != id || self.pause.is_on() => {
                         judged.extend(self.suspect.take().map(|suspect| (suspect, true)));
-                        judged.push((attempt, true));
+                        judged.push_back((attempt, true));
                     }
-                    Some(_) => judged.push((attempt, false)),
+                    Some(_) => judged.push_back((attempt, false)),
                     None => self.suspect = Some(attempt),
                 }
             } else {
-                judged.push((attempt, false));
+                judged.push_back((attempt, false));
             }
         }
-        judged
     }
 
     /// Nothing more comes that could show whether the server refuses everybody: it is taken for this message's fault.
@@ -143,13 +154,31 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         if why == self.told.as_deref() {
             return Ok(());
         }
+        self.tell(why).await?;
+        self.told = why.map(str::to_owned);
+        Ok(())
+    }
+
+    /// What an earlier process told of a pause holds no longer when the mail server has let us in.
+    pub(super) async fn correct_status(&mut self) -> Result<()> {
+        if self.earlier != Earlier::WasWrong {
+            return Ok(());
+        }
+        let records = self.store.job_records().await?;
+        if records.iter().any(|record| record.name == NAME && record.error.is_some()) {
+            self.tell(None).await?;
+        }
+        self.earlier = Earlier::Forgotten;
+        Ok(())
+    }
+
+    async fn tell(&self, why: Option<&str>) -> Result<()> {
         let now = self.clock.now();
         // Another process that tells its own at this moment is as good.
         if let Some(lease) = self.store.lease(NAME, self.holder, now).await? {
             let outcome = why.map_or(Ok("the mail server takes mail again"), Err);
             self.store.finish(&lease, now, outcome).await?;
         }
-        self.told = why.map(str::to_owned);
         Ok(())
     }
 

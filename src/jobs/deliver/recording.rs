@@ -4,13 +4,12 @@
 //! [`Recording`] drops the task; what it had not recorded is then sent again.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
-use super::Delivered;
 use super::attempt::Attempt;
+use super::{Delivered, TRY_AGAIN};
 use crate::clock::Clock;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Delivery, Record};
@@ -118,7 +117,7 @@ impl<S: Store, C: Clock> Recorder<S, C> {
                 }
                 Ok(did)
             }
-            Err(error) if outcomes.len() == 1 || error.is_transient() => Err(error),
+            Err(error) if outcomes.len() == 1 => Err(error),
             Err(_) => {
                 let mut result = Ok(());
                 for outcome in outcomes.chunks(1) {
@@ -134,17 +133,16 @@ impl<S: Store, C: Clock> Recorder<S, C> {
         }
     }
 
-    /// While the store is out of reach it is tried again until the last lease ends: a message that was sent and not
-    /// recorded would be sent twice.
+    /// While the store cannot be written it is tried again, for as long as that lasts: a message that was sent and not
+    /// recorded would be sent twice. After the end of its lease another process may have taken it over; the lease's epoch
+    /// then keeps this record out.
     async fn store_outcomes(&self, outcomes: &[(Attempt, Record)]) -> Result<Vec<bool>> {
         let pairs: Vec<_> = outcomes.iter().map(|(attempt, record)| (&attempt.message, record)).collect();
-        let until = outcomes.iter().map(|(attempt, _)| attempt.lease_until).max().unwrap_or_default();
         loop {
-            let now = self.clock.now();
-            match self.store.record(&pairs, now).await {
-                Err(error) if error.is_transient() && now < until => {
+            match self.store.record(&pairs, self.clock.now()).await {
+                Err(error) if error.is_of_the_store() => {
                     tracing::warn!(messages = pairs.len(), %error, "cannot record messages yet");
-                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    tokio::time::sleep(TRY_AGAIN).await;
                 }
                 answer => return answer,
             }

@@ -20,6 +20,10 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+/// How long a line of a reply may be, in bytes. 512 is what a client must take (RFC 5321, section 4.5.3.1.5); lettre gives up
+/// at 1,000, but only when it has read the whole of it.
+const LONGEST_LINE: usize = 4_096;
+
 /// After how much silence the machine asks whether the other end is still there, and how often it asks again.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
@@ -77,6 +81,7 @@ pub(super) async fn protect(socket: TcpStream, host: &str, ca_file: Option<&Path
 /// lettre reads ahead, and keeps what it read when STARTTLS replaces the stream below. Whoever sits on the wire could
 /// so put replies in the clear behind the answer to STARTTLS, which would later pass for the server's (the flaw of
 /// CVE-2011-0411). Behind this stream nothing is read ahead: such replies meet the TLS handshake instead, which fails.
+/// A line that does not end is an error, and not read for as long as the server cares to go on.
 #[derive(Debug)]
 pub(super) struct LineByLine<S> {
     inner: S,
@@ -84,11 +89,13 @@ pub(super) struct LineByLine<S> {
     /// Read, but not handed on yet: from `at`.
     read: Vec<u8>,
     at: usize,
+    /// How much of the present line has been handed on.
+    of_line: usize,
 }
 
 impl<S> LineByLine<S> {
     pub(super) fn new(inner: S, peer: SocketAddr) -> Self {
-        Self { inner, peer, read: Vec::new(), at: 0 }
+        Self { inner, peer, read: Vec::new(), at: 0, of_line: 0 }
     }
 }
 
@@ -106,6 +113,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for LineByLine<S> {
         let rest = this.read.get(this.at..).unwrap_or_default();
         let line = rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |end| end + 1);
         let (line, _) = rest.split_at(line.min(out.remaining()));
+        this.of_line += line.len();
+        if this.of_line > LONGEST_LINE {
+            let problem = format!("a line of the reply is longer than {LONGEST_LINE} bytes");
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, problem)));
+        }
+        if line.ends_with(b"\n") {
+            this.of_line = 0;
+        }
         out.put_slice(line);
         this.at += line.len();
         Poll::Ready(Ok(()))
@@ -132,5 +147,33 @@ where
 {
     fn peer_addr(&self) -> io::Result<SocketAddr> {
         Ok(self.peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+    use super::*;
+
+    fn by_line<S: AsyncRead + Unpin>(inner: S) -> BufReader<LineByLine<S>> {
+        BufReader::new(LineByLine::new(inner, ([127, 0, 0, 1], 25).into()))
+    }
+
+    #[tokio::test]
+    async fn a_line_that_does_not_end_is_not_read_for_ever() {
+        let mut read = Vec::new();
+        let mut endless = by_line(tokio::io::repeat(b'x'));
+        let error = endless.read_until(b'\n', &mut read).await.expect_err("no end");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(read.len() <= LONGEST_LINE, "{}", read.len());
+    }
+
+    #[tokio::test]
+    async fn many_lines_are_no_long_line() {
+        let line = [&[b'x'; 998][..], b"\r\n"].concat();
+        let mut read = Vec::new();
+        by_line(&*line.repeat(20)).read_to_end(&mut read).await.expect("lines");
+        assert_eq!(read.len(), 20_000);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sqlx::PgExecutor;
+use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::Postgres;
@@ -45,7 +45,8 @@ impl Outbox for Postgres {
     ) -> Result<Vec<ClaimedMessage>> {
         self.within(async move {
             let bucket = bucket.column();
-            let mut tx = self.begin().await?;
+            let mut line = self.lines.take().await?;
+            let mut tx = line.begin().await?;
             // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.
             let rows: Vec<ClaimAndContactRow> = sqlx::query_as(
                 "WITH claimed AS ( \
@@ -75,6 +76,8 @@ impl Outbox for Postgres {
             .fetch_all(&mut *tx)
             .await?;
             if rows.is_empty() {
+                tx.rollback().await?;
+                self.lines.put_back(line);
                 return Ok(Vec::new());
             }
             let (claims, contacts): (Vec<ClaimRow>, Vec<_>) = rows.into_iter().map(ClaimAndContactRow::split).unzip();
@@ -119,6 +122,7 @@ impl Outbox for Postgres {
                 }
             }
             tx.commit().await?;
+            self.lines.put_back(line);
             Ok(claimed.messages)
         })
         .await
@@ -144,8 +148,9 @@ impl Outbox for Postgres {
             let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
             let bucket = first.id.bucket().column();
             let escalated = outcomes.iter().any(|(_, record)| !record.escalations.is_empty());
+            let mut line = self.lines.take().await?;
             let recorded = if escalated {
-                let mut tx = self.begin().await?;
+                let mut tx = line.begin().await?;
                 let recorded = finish(&mut *tx, bucket, outcomes, now).await?;
                 let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
                 let escalations: Vec<_> = ours.flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
@@ -154,8 +159,9 @@ impl Outbox for Postgres {
                 recorded
             } else {
                 // One statement, which is a transaction of its own.
-                finish(&self.pool(), bucket, outcomes, now).await?
+                finish(&mut line, bucket, outcomes, now).await?
             };
+            self.lines.put_back(line);
             Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
         })
         .await
@@ -231,8 +237,8 @@ const CARRIED: &str = "SELECT r.message_id, r.token_id, r.generation, r.lead, r.
 ///
 /// The primary keys serve it. The empty text keeps the planner from the indexes of what waits, which look small to it and
 /// hold what was claimed and sent before, until they are vacuumed.
-async fn finish<'e>(
-    executor: impl PgExecutor<'e>,
+async fn finish(
+    connection: &mut PgConnection,
     bucket: i16,
     outcomes: &[(&ClaimedMessage, &Record)],
     now: Timestamp,
@@ -281,7 +287,7 @@ async fn finish<'e>(
     .bind(settled.iter().map(|(_, s)| s.state.as_str()).collect::<Vec<_>>())
     .bind(settled.iter().map(|(_, s)| s.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
     .bind(now)
-    .fetch_all(executor)
+    .fetch_all(connection)
     .await?;
     Ok(recorded.into_iter().map(|(id,)| id).collect())
 }

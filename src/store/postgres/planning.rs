@@ -17,7 +17,7 @@ use crate::store::jobs::Lease;
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{
     ADOPT, ALERT, Addressee, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, FORGET_WATERMARKS,
-    Facts, HELD, Held, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
+    Facts, HELD, Held, HeldRow, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
 };
 use crate::store::row::{self, At, CandidateRow, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
@@ -349,7 +349,7 @@ impl Planning for Postgres {
 
     async fn held(&self, now: Timestamp) -> Result<Option<Held>> {
         self.within(async move {
-            let row: (i64, Option<At>, Option<At>) = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.pool()).await?;
+            let row: HeldRow = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.pool()).await?;
             Ok(Held::from_row(row))
         })
         .await
@@ -459,6 +459,7 @@ impl Planning for Postgres {
 
     async fn facts(&self, asked: &[(ContactId, TokenId)]) -> Result<HashMap<ContactId, Facts>> {
         self.within(async move {
+            let mut line = self.lines.take().await?;
             // Everything by primary key: an address may speak for thousands of owners, and only those of the tokens matter.
             let rows: Vec<FactRow> = sqlx::query_as(concat!(
                 "SELECT ",
@@ -489,8 +490,9 @@ impl Planning for Postgres {
             .bind(asked.iter().map(|(contact, _)| contact.uuid()).collect::<Vec<_>>())
             .bind(Bucket::of(SYSTEM_OWNER_KEY).column())
             .bind(SYSTEM_OWNER_KEY)
-            .fetch_all(&self.pool())
+            .fetch_all(&mut line)
             .await?;
+            self.lines.put_back(line);
             Ok(row::facts(rows))
         })
         .await

@@ -17,7 +17,7 @@ use crate::store::jobs::Lease;
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{
     ADOPT, ALERT, Addressee, COUNTED, Candidate, Counted, Cutoffs, Decided, EXPIRED, FORGET_COUNTS, FORGET_WATERMARKS,
-    Facts, HELD, Held, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
+    Facts, HELD, Held, HeldRow, NEXT_DEADLINE, POLICIES, Planning, Progress, Purged, Watermark, Written,
 };
 use crate::store::row::{self, At, CandidateRow, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
@@ -297,7 +297,7 @@ impl Planning for Sqlite {
     }
 
     async fn held(&self, now: Timestamp) -> Result<Option<Held>> {
-        let row: (i64, Option<At>, Option<At>) = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.readers).await?;
+        let row: HeldRow = sqlx::query_as(HELD).bind(At(now)).fetch_one(&self.readers).await?;
         Ok(Held::from_row(row))
     }
 
