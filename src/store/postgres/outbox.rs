@@ -151,7 +151,7 @@ impl Outbox for Postgres {
             let mut line = self.lines.take().await?;
             let recorded = if escalated {
                 let mut tx = line.begin().await?;
-                let recorded = finish(&mut *tx, bucket, outcomes, now).await?;
+                let recorded = finish(&mut tx, bucket, outcomes, now).await?;
                 let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
                 let escalations: Vec<_> = ours.flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
                 write_reminders(&mut tx, &escalations, now, None).await?;
