@@ -19,6 +19,7 @@ mod run;
 mod schedule;
 mod show_config;
 mod status;
+mod store;
 mod token;
 mod verify;
 
@@ -77,6 +78,9 @@ enum Command {
     Schedule(schedule::Schedule),
     /// Show what the jobs did last, and what waits
     Status(status::Status),
+    /// The store as a whole
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Read a delivery status notification from standard input, as a mail system pipes it
     Bounce(bounce::Bounce),
     /// The configuration
@@ -143,6 +147,14 @@ enum OutboxCommand {
     Cancel(outbox::Cancel),
     /// Let messages go that a guard holds
     Release(outbox::Release),
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Copy a SQLite store into a file while it is in use
+    Backup(store::Backup),
+    /// Copy a SQLite store to PostgreSQL; an interrupted copy goes on when it is repeated
+    Copy(store::Copy),
 }
 
 #[derive(Debug, Subcommand)]
@@ -231,19 +243,25 @@ fn dispatch(arguments: Arguments) -> Outcome {
             Command::Man { directory } => return Ok(clap_mangen::generate_to(Arguments::command(), directory)?),
             command => command,
         };
-        let settings = config::load(arguments.config.as_deref()).map_err(|error| Failure::Usage(error.to_string()))?;
+        let files = run::Run::files(arguments.config.as_deref());
+        let (settings, in_force) = config::load_with_origins(arguments.config.as_deref())
+            .map_err(|error| Failure::Usage(error.to_string()))?;
         // Whoever types a command looks at the terminal.
         let format = match settings.log.format {
             LogFormat::Journald if !matches!(command, Command::Run(_)) => LogFormat::Text,
             format => format,
         };
         telemetry::init(&settings.log.level, format);
-        if let Command::Run(_) = command {
-            settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
-        }
         let command = match command {
+            Command::Run(mut run) => {
+                settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
+                run.came_from(arguments.config, files, in_force);
+                Command::Run(run)
+            }
             Command::Schedule(schedule) => return schedule.run(&settings),
             Command::Check(check) => return check.run(&settings).await,
+            Command::Store(StoreCommand::Backup(backup)) => return backup.run(&settings).await,
+            Command::Store(StoreCommand::Copy(copy)) => return copy.run(&settings).await,
             command => command,
         };
         // The one place that chooses a back end.
@@ -276,6 +294,7 @@ impl Command {
             Self::Demo(_)
             | Self::Check(_)
             | Self::Schedule(_)
+            | Self::Store(_)
             | Self::Config(_)
             | Self::Completions { .. }
             | Self::Man { .. } => Ok(()),

@@ -246,6 +246,11 @@ impl Bounce {
     pub const LONGEST: usize = 14;
 }
 
+/// The file that is read: what `--config` named, or [`SYSTEM_FILE`].
+pub fn file(named: Option<&Path>) -> &Path {
+    named.unwrap_or(Path::new(SYSTEM_FILE))
+}
+
 /// Reads the settings of this process. `file` is what `--config` named; without it, [`SYSTEM_FILE`] is read if it
 /// exists.
 ///
@@ -261,12 +266,21 @@ fn load_from(
     system_file: &Path,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Settings, Invalid> {
+    load_values(file, system_file, environment).map(|(settings, _)| settings)
+}
+
+/// The settings, and the values that they were made from.
+fn load_values(
+    file: Option<&Path>,
+    system_file: &Path,
+    environment: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(Settings, layers::Values), Invalid> {
     let mut problems = Vec::new();
     match layers::merged(file, system_file, environment, &mut problems) {
         Some(values) => {
-            let mut reader = Reader::new(values, problems);
+            let mut reader = Reader::new(values.clone(), problems);
             let settings = check::settings(&mut reader);
-            reader.finish(settings)
+            reader.finish(settings).map(|settings| (settings, values))
         }
         None => Err(Invalid { problems }),
     }
@@ -285,17 +299,15 @@ pub struct InForce {
     pub origin: String,
 }
 
-/// Every key with its value and where it came from.
+/// The settings, and every key with its value and where it came from, of one reading.
 ///
 /// # Errors
 /// As [`load`].
-pub fn origins(file: Option<&Path>) -> Result<Vec<InForce>, Invalid> {
-    load(file)?;
+pub fn load_with_origins(file: Option<&Path>) -> Result<(Settings, Vec<InForce>), Invalid> {
+    let (settings, values) = load_values(file, Path::new(SYSTEM_FILE), std::env::vars_os())?;
     let mut problems = Vec::new();
-    let values = layers::merged(file, Path::new(SYSTEM_FILE), std::env::vars_os(), &mut problems);
-    let defaults = layers::merged(None, Path::new(""), [], &mut problems);
-    let (values, defaults) = values.zip(defaults).ok_or(Invalid { problems })?;
-    Ok(values
+    let defaults = layers::merged(None, Path::new(""), [], &mut problems).ok_or(Invalid { problems })?;
+    let in_force = values
         .into_iter()
         .map(|(key, value)| InForce {
             text: reader::in_force(&key, &value),
@@ -303,7 +315,8 @@ pub fn origins(file: Option<&Path>) -> Result<Vec<InForce>, Invalid> {
             origin: value.origin().unwrap_or("unknown origin").to_owned(),
             key,
         })
-        .collect())
+        .collect();
+    Ok((settings, in_force))
 }
 
 #[cfg(test)]

@@ -4,10 +4,12 @@
 //! never overlaps itself. A store that fails is reported and asked again at the next tick; nothing here needs a restart
 //! but a panic, which ends the process. While the host's clock is behind what it showed before, the scheduler is silent,
 //! and the loops are woken without it.
+//! On SIGHUP, or when a file of the configuration has changed, everything is read anew ([`Reload`]).
 //! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
 
 mod counts;
 mod pass;
+mod reload;
 mod steady;
 mod supervisor;
 mod ticks;
@@ -19,7 +21,7 @@ use anyhow::Context as _;
 use chrono::{DateTime, TimeDelta, Utc};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
@@ -41,8 +43,10 @@ use crate::metrics::Metrics;
 use crate::policies::Group;
 use crate::policy::Lead;
 use crate::store::{self, Store};
+pub use reload::{Files, Reload, Reloaded};
+
 use counts::{Counts, What};
-use pass::{Planner, Task};
+use pass::{Orders, Planner, Task};
 use supervisor::{Pulse, feed_watchdog, hangs, tell_status};
 use ticks::Ticks;
 
@@ -100,7 +104,16 @@ pub struct OnceReport {
     pub guarded: bool,
 }
 
-/// Runs until `stop` is cancelled: all jobs at once, then each when its schedule says so.
+/// What `deliver` goes by from now on.
+struct Outgoing {
+    composer: Composer,
+    terms: Terms,
+    /// In the place of the sessions that there are; `None`: those stay.
+    transports: Option<Vec<Transport>>,
+}
+
+/// Runs until `stop` is cancelled: all jobs at once, then each when its schedule says so. With `reload`, it takes other
+/// settings while it runs.
 ///
 /// # Errors
 /// When the scheduler cannot be set up, or a job panicked: whoever supervises the process starts it anew.
@@ -108,6 +121,7 @@ pub async fn run<S: Store>(
     store: S,
     clock: Arc<SystemClock>,
     setup: Setup,
+    reload: Option<Reload>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let holder = Uuid::new_v4();
@@ -116,12 +130,13 @@ pub async fn run<S: Store>(
     let shortest = rules.policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
     let in_time = InTime { shortest, wait: rules.digest.longest_wait(shortest) };
     let wake_deliver = Arc::new(Notify::new());
+    let (replace, orders) = watch::channel(Arc::new(Orders { schedule, rules, retention }));
+    // From here on SIGHUP does not end the process.
+    let requests = reload.map(reload::Requests::new).transpose()?;
     let planner = Planner {
         store: store.clone(),
         clock: clock.clone(),
-        rules: Arc::new(rules),
-        retention,
-        reconcile: schedule.reconcile.clone(),
+        orders: orders.clone(),
         holder,
         opened: wake_deliver.clone(),
         pulse: Pulse::new(crate::jobs::deliver::NAME),
@@ -135,27 +150,32 @@ pub async fn run<S: Store>(
     let mut ticks = Ticks::default();
     let mut wakes = vec![wake_deliver.clone()];
     let mut loops = JoinSet::new();
-    for (task, cron) in
-        [(Task::Expire, &schedule.expire), (Task::Remind, &schedule.remind), (Task::Purge, &schedule.purge)]
-    {
+    let jobs: [(Task, ticks::Which); 3] = [
+        (Task::Expire, |schedule| &schedule.expire),
+        (Task::Remind, |schedule| &schedule.remind),
+        (Task::Purge, |schedule| &schedule.purge),
+    ];
+    for (task, which) in jobs {
         let wake = Arc::new(Notify::new());
-        ticks.add(cron, &wake);
+        ticks.add(which, &wake);
         if task == Task::Remind {
             // The reconcile pass is a pass of `remind` that starts over; `remind` knows from the store when one is due.
-            ticks.add(&schedule.reconcile, &wake);
+            ticks.add(|schedule| &schedule.reconcile, &wake);
         }
         wakes.push(wake.clone());
         let pulse = Pulse::new(task.name());
         pulses.push(pulse.clone());
         loops.spawn(Planner { pulse, ..planner.clone() }.run(task, wake));
     }
-    ticks.add(&schedule.deliver, &wake_deliver);
+    ticks.add(|schedule| &schedule.deliver, &wake_deliver);
     let second = Arc::new(Notify::new());
     every_second(&scheduler, second.clone()).await?;
-    loops.spawn(ticks.run(clock.clone(), second, stop.clone()));
+    loops.spawn(ticks.run(orders, clock.clone(), second, stop.clone()));
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
-    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, planner.pulse, watch.clone(), stop.clone()));
+    let (outgoing, incoming) = mpsc::unbounded_channel();
+    loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, incoming, planner.pulse, watch.clone(), stop.clone()));
     loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
+    let health = watch.health.clone();
     if let Some(listener) = http {
         let Watch { metrics, health } = watch;
         let (store, clock) = (store.clone(), clock.clone());
@@ -167,8 +187,23 @@ pub async fn run<S: Store>(
         let site = Site::new(counts.store, counts.clock, metrics, health, hangs);
         loops.spawn(http::serve(listener, Arc::new(site), stop.clone()));
     }
-    loops.spawn(tell_status(store, clock.clone(), stop.clone()));
-    loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes, stop.clone()));
+    let (complaint, complaints) = watch::channel(None);
+    loops.spawn(tell_status(store, clock.clone(), complaints, stop.clone()));
+    loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes.clone(), stop.clone()));
+    if let Some(requests) = requests {
+        let adopt = move |setup: Setup, new_sessions: bool| {
+            // Whoever listens over HTTP goes on doing so.
+            let Setup { schedule, rules, retention, composer, transports, terms, http: _ } = setup;
+            health.follow(schedule.clone());
+            replace.send_replace(Arc::new(Orders { schedule, rules, retention }));
+            let transports = new_sessions.then_some(transports);
+            // Fails only at the end, when nothing is delivered any more.
+            let _ = outgoing.send(Outgoing { composer, terms, transports });
+            // What is due by the new settings is due now.
+            wakes.iter().for_each(|wake| wake.notify_one());
+        };
+        loops.spawn(requests.run(adopt, complaint, stop.clone()));
+    }
     scheduler.start().await.context("the scheduler cannot start")?;
     // Fails only where no supervisor listens.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
@@ -203,12 +238,11 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     let at_once = |digest: &Digest| Digest { hold: TimeDelta::zero(), ..digest.clone() };
     rules.digest = at_once(&rules.digest);
     rules.groups = rules.groups.iter().map(|group| Group { digest: at_once(&group.digest), ..group.clone() }).collect();
+    let (_never_replaced, orders) = watch::channel(Arc::new(Orders { schedule, rules, retention }));
     let planner = Planner {
         store: store.clone(),
         clock: clock.clone(),
-        rules: Arc::new(rules),
-        retention,
-        reconcile: schedule.reconcile,
+        orders,
         holder: Uuid::new_v4(),
         opened: Arc::default(),
         pulse: Pulse::new("once"),
@@ -323,6 +357,7 @@ async fn deliver<S: Store>(
     mut deliverer: Deliverer<S, Arc<SystemClock>>,
     clock: Arc<SystemClock>,
     wake: Arc<Notify>,
+    mut incoming: mpsc::UnboundedReceiver<Outgoing>,
     pulse: Arc<Pulse>,
     watch: Watch,
     stop: CancellationToken,
@@ -333,6 +368,9 @@ async fn deliver<S: Store>(
         tokio::time::sleep(FINISH).await;
     });
     while !stop.is_cancelled() {
+        while let Ok(Outgoing { composer, terms, transports }) = incoming.try_recv() {
+            deliverer.adopt(composer, terms, transports);
+        }
         pulse.works();
         let step = tokio::select! {
             step = deliverer.step().instrument(deliver_span()) => step,
@@ -359,6 +397,7 @@ async fn deliver<S: Store>(
             // At least a second: instants are whole seconds.
             () = tokio::time::sleep(wait.max(Duration::from_secs(1))) => {}
             () = at(idle_until) => deliverer.close_idle(),
+            Some(Outgoing { composer, terms, transports }) = incoming.recv() => deliverer.adopt(composer, terms, transports),
             true = deliverer.wait() => {}
         }
         began = Instant::now();

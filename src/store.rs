@@ -11,9 +11,11 @@
 //! There are two back ends, [`Sqlite`] and [`Postgres`], with one conformance suite for both.
 
 pub mod accounts;
+mod backup;
 pub mod bounces;
 mod common;
 mod common_messages;
+pub mod copy;
 mod error;
 mod indexes;
 pub mod imports;
@@ -33,6 +35,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 pub use accounts::Accounts;
+pub use backup::Backup;
 pub use bounces::Bounces;
 pub use error::Error;
 pub use imports::Imports;
@@ -75,6 +78,13 @@ pub trait Store:
     /// # Errors
     /// When the store cannot be asked.
     fn indexes(&self) -> impl Future<Output = Result<Indexes>> + Send;
+
+    /// Keeps the store small and its planner informed, as far as it does not do so by itself. Waits for nobody: what cannot
+    /// be done now is done another time.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn maintain(&self) -> impl Future<Output = Result<()>> + Send;
 
     /// Closes all connections.
     fn close(&self) -> impl Future<Output = ()> + Send;

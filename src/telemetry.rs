@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
@@ -18,7 +19,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -27,6 +28,9 @@ const JOURNAL_PREFIX: &str = "LAPSED";
 
 /// Libraries that stay at warnings unless a filter names them.
 const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
+
+/// Replaces the filter of the subscriber that [`init`] installed.
+static REPLACE: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
 
 /// Starts logging at `level`, which is what [`validate`] accepts; anything else logs like `info`.
 ///
@@ -40,9 +44,20 @@ pub fn init(level: &str, format: LogFormat) {
         LogFormat::Text => (text_to_stderr(stderr_is_journal), None),
     };
     // An error means that somebody else, a test for one, already installed a subscriber: it keeps the events.
-    tracing::subscriber::set_global_default(Registry::default().with(layer).with(filter)).ok();
+    let (filter, handle) = reload::Layer::new(filter);
+    if tracing::subscriber::set_global_default(Registry::default().with(layer).with(filter)).is_ok() {
+        // Fails only when the subscriber is gone, and with it the log.
+        REPLACE.set(Box::new(move |filter| drop(handle.reload(filter)))).ok();
+    }
     if let Some(error) = missing {
         tracing::warn!(%error, "systemd's journal cannot be reached: the log goes to stderr");
+    }
+}
+
+/// Logs at another level from now on: what [`validate`] accepts; anything else changes nothing.
+pub fn set_level(level: &str) {
+    if let (Some(replace), Ok(filter)) = (REPLACE.get(), filter(level)) {
+        replace(filter);
     }
 }
 

@@ -1,13 +1,13 @@
 //! The daemon as a process: started, signalled, killed and started again, with real mail and a real clock.
 
 use std::collections::BTreeMap;
-use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use crate::support::cli::{PATIENCE, Place, eventually, fact, finish, instant, scrub};
 use crate::support::postgres;
 use crate::support::smtp::Sink;
 use crate::support::smtp_script::{Action, Phase, Script};
+use crate::support::supervisor::Supervisor;
 use mail_parser::{Message, MessageParser, MimeHeaders};
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
@@ -281,42 +281,6 @@ async fn a_daemon_that_is_killed_again_and_again_loses_nothing() {
     assert_eq!(told, expected, "each once");
     assert!(place.line("run --once").ok().contains("nothing was due"));
     assert_eq!(place.mails("mail").len(), owners.len());
-}
-
-/// What a daemon tells its supervisor.
-struct Supervisor(UnixDatagram);
-
-impl Supervisor {
-    /// Of the daemons that this place starts from now on.
-    fn of(place: &mut Place) -> Self {
-        let socket = UnixDatagram::bind(place.path("notify")).expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-        let path = place.path("notify").display().to_string();
-        place.set("NOTIFY_SOCKET", &path);
-        Self(socket)
-    }
-
-    /// Waits for a line that begins like this.
-    #[track_caller]
-    fn hear(&self, wanted: &str) -> String {
-        let start = Instant::now();
-        let mut buffer = [0; 1024];
-        loop {
-            let length = self.0.recv(&mut buffer).unwrap_or_else(|error| panic!("waiting for {wanted}: {error}"));
-            let said = String::from_utf8_lossy(&buffer[..length]).into_owned();
-            if let Some(line) = said.lines().find(|line| line.starts_with(wanted)) {
-                return line.to_owned();
-            }
-            assert!(start.elapsed() < PATIENCE, "{wanted} never came");
-        }
-    }
-
-    /// Forgets what was said up to now.
-    fn forget(&self) {
-        self.0.set_nonblocking(true).expect("a flag");
-        while self.0.recv(&mut [0; 1024]).is_ok() {}
-        self.0.set_nonblocking(false).expect("a flag");
-    }
 }
 
 #[test]

@@ -453,7 +453,7 @@ async fn a_job_that_panics_ends_the_daemon() {
         },
         http: None,
     };
-    let running = service::run(world.store.clone(), clock, setup, CancellationToken::new());
+    let running = service::run(world.store.clone(), clock, setup, None, CancellationToken::new());
     let ended = tokio::time::timeout(Duration::from_secs(60), running).await.expect("it does not go on without a job");
     assert!(ended.is_err_and(|error| error.to_string().contains("panicked")));
 }

@@ -85,7 +85,7 @@ impl Demo {
         let setup = setup(&store, begin, transport).await?;
         let stop = CancellationToken::new();
         service::stop_on_signals(&stop)?;
-        let daemon = tokio::spawn(service::run(store.clone(), clock.clone(), setup, stop.clone()));
+        let daemon = tokio::spawn(service::run(store.clone(), clock.clone(), setup, None, stop.clone()));
 
         let told = narrate(&store, &clock, &cast, begin, &stop).await;
         let interrupted = stop.is_cancelled();

@@ -1,6 +1,9 @@
 //! `lapsed run`
 
+mod reload;
+
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
-use crate::config::{self, Settings};
+use crate::config::{self, InForce, Settings};
 use crate::digest::{Digest, Window};
 use crate::http;
 use crate::jobs::Rules;
@@ -22,7 +25,7 @@ use crate::mail::smtp::Smtp;
 use crate::mail::transport::Transport;
 use crate::policies::Group;
 use crate::policy::{Lead, Policy};
-use crate::service::{self, Setup};
+use crate::service::{self, Files, Setup};
 use crate::store::Store;
 use crate::token::{Address, ContactId};
 
@@ -32,9 +35,33 @@ pub struct Run {
     /// Do everything that is due now, then exit
     #[arg(long)]
     once: bool,
+    /// Where its settings came from
+    #[arg(skip)]
+    source: Option<Source>,
+}
+
+/// Where the settings of a process came from.
+#[derive(Debug)]
+struct Source {
+    /// What `--config` named.
+    named: Option<PathBuf>,
+    /// The file, as it was before it was read.
+    files: Files,
+    /// What was read.
+    in_force: Vec<InForce>,
 }
 
 impl Run {
+    /// The files that settings come from, as they are now: to be asked before they are read.
+    pub(super) fn files(named: Option<&Path>) -> Files {
+        Files::seen(vec![config::file(named).to_owned()])
+    }
+
+    /// Notes where the settings came from.
+    pub(super) fn came_from(&mut self, named: Option<PathBuf>, files: Files, in_force: Vec<InForce>) {
+        self.source = Some(Source { named, files, in_force });
+    }
+
     pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
         let setup = setup(&store, &*clock, settings).await?;
         let leads: Vec<String> = setup.rules.leads().iter().map(Lead::to_string).collect();
@@ -43,7 +70,8 @@ impl Run {
             let setup = Setup { http: http::listen(settings.http.listen)?, ..setup };
             let stop = CancellationToken::new();
             service::stop_on_signals(&stop)?;
-            service::run(store, clock, setup, stop).await?;
+            let reload = self.source.map(|source| reload::reload(source, &store, &clock, settings));
+            service::run(store, clock, setup, reload, stop).await?;
             return Ok(());
         }
         let report = service::run_once(store, clock, setup).await?;

@@ -8,7 +8,7 @@ use crate::config;
 
 /// Prints every key with its value and its origin; passwords are masked.
 pub(super) fn run(file: Option<&Path>, format: FormatArg) -> Outcome {
-    let values = config::origins(file).map_err(|error| Failure::Usage(error.to_string()))?;
+    let (_, values) = config::load_with_origins(file).map_err(|error| Failure::Usage(error.to_string()))?;
     let mut listing = Listing::new(format, &["KEY", "VALUE", "FROM"], &["key", "value", "from"])?;
     for value in values {
         let (key, text, value, origin) = (value.key, value.text, value.value, value.origin);

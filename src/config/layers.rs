@@ -25,6 +25,9 @@ const VARIABLE: &str = "environment variable";
 const PREFIX: &str = "LAPSED__";
 const SEPARATOR: &str = "__";
 
+/// Every key with its value, merged.
+pub(super) type Values = BTreeMap<String, Value>;
+
 /// One layer, flat: dotted keys, and values that know their origin.
 #[derive(Debug, Clone, Default)]
 struct Layer(Map<String, Value>);
@@ -86,7 +89,7 @@ pub(super) fn merged(
     system_file: &Path,
     environment: impl IntoIterator<Item = (OsString, OsString)>,
     problems: &mut Vec<String>,
-) -> Option<BTreeMap<String, Value>> {
+) -> Option<Values> {
     let built_in: Map<String, Value> = match leaves(DEFAULTS, BUILT_IN, false) {
         Ok(leaves) => leaves.into_iter().map(|leaf| (dotted(&leaf.path), leaf.value)).collect(),
         Err(problem) => {

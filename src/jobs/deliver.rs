@@ -337,6 +337,22 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         Ok(if queue.due.is_empty() { queue.next } else { Some(now) })
     }
 
+    /// Goes by these from now on. With other transports, the sessions that there are take nothing more, and close; what they
+    /// are sending is finished. For so long there may be more of them than there are transports.
+    pub fn adopt(&mut self, composer: Composer, terms: Terms, transports: Option<Vec<Transport>>) {
+        self.composer = Arc::new(composer);
+        if terms.every != self.terms.every {
+            self.pace = Pace::new(terms.every);
+        }
+        self.terms = terms;
+        if let Some(transports) = transports {
+            self.sessions.replace(transports);
+            // What another server said is no reason to wait for this one.
+            self.pause = Pause::default();
+            self.refused = None;
+        }
+    }
+
     /// When the first session will have been idle for too long.
     pub fn idle_until(&self) -> Option<Instant> {
         self.sessions.idle_until(self.terms.idle)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::Watch;
 use super::steady::{Steady, Waits};
 use super::supervisor::Pulse;
-use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::clock::{Clock, SystemClock};
+use crate::config::Schedule;
 use crate::health::RECONCILE;
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
-use crate::schedule::Cron;
 use crate::store::jobs::Lease;
 use crate::store::{Error, Result, Store};
 
@@ -78,14 +78,20 @@ impl fmt::Display for Tally {
     }
 }
 
+/// What the leased jobs go by. One that is replaced is replaced as a whole: no step sees a part of each.
+pub(super) struct Orders {
+    pub(super) schedule: Schedule,
+    pub(super) rules: Rules,
+    pub(super) retention: Retention,
+}
+
 /// Does the leased jobs of one process.
 #[derive(Clone)]
 pub(super) struct Planner<S> {
     pub(super) store: S,
     pub(super) clock: Arc<SystemClock>,
-    pub(super) rules: Arc<Rules>,
-    pub(super) retention: Retention,
-    pub(super) reconcile: Cron,
+    /// What it goes by now; a reload replaces it between two steps.
+    pub(super) orders: watch::Receiver<Arc<Orders>>,
     pub(super) holder: Uuid,
     /// Told when messages were opened.
     pub(super) opened: Arc<Notify>,
@@ -118,6 +124,10 @@ impl<S: Store> Planner<S> {
         let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
         steady.started(self.clock.now(), Instant::now(), last);
         Ok(())
+    }
+
+    fn orders(&self) -> Arc<Orders> {
+        self.orders.borrow().clone()
     }
 
     /// One pass now, and one whenever woken, until stopped.
@@ -193,7 +203,7 @@ impl<S: Store> Planner<S> {
         match task {
             Task::Expire => while self.revive(lease, tally).await? {},
             Task::Remind => {
-                if remind::adopt(&self.store, lease, &self.rules, self.clock.now()).await? {
+                if remind::adopt(&self.store, lease, &self.orders().rules, self.clock.now()).await? {
                     tracing::info!("the policies are others than before: all windows are read again");
                 }
                 self.reconcile_if_due(lease).await?;
@@ -203,7 +213,7 @@ impl<S: Store> Planner<S> {
         while !self.stop.is_cancelled() {
             self.pulse.works();
             let opened = tally.get("reminders");
-            let more = self.step(task, lease, self.clock.now(), tally).await?;
+            let more = self.step(task, lease, tally).await?;
             self.watch.health.got_on(task.name(), self.clock.now());
             if !more {
                 break;
@@ -213,11 +223,12 @@ impl<S: Store> Planner<S> {
             }
             tokio::time::sleep(S::GAP).await;
         }
-        let held = match task {
-            Task::Remind => guard::watch(&self.store, &self.rules, self.clock.now()).await?,
-            Task::Expire if tally.was_guarded() => guard::watch(&self.store, &self.rules, self.clock.now()).await?,
-            Task::Expire | Task::Purge => false,
-        };
+        if task == Task::Purge {
+            self.pulse.works();
+            self.store.maintain().await?;
+        }
+        let may_hold = task == Task::Remind || (task == Task::Expire && tally.was_guarded());
+        let held = may_hold && guard::watch(&self.store, &self.orders().rules, self.clock.now()).await?;
         if tally.get("reminders") > 0 || tally.was_guarded() || held {
             self.opened.notify_one();
         }
@@ -225,23 +236,25 @@ impl<S: Store> Planner<S> {
     }
 
     /// Returns whether more is due.
-    async fn step(&self, task: Task, lease: &Lease, now: Timestamp, tally: &mut Tally) -> Result<bool> {
+    async fn step(&self, task: Task, lease: &Lease, tally: &mut Tally) -> Result<bool> {
+        let (now, orders) = (self.clock.now(), self.orders());
+        let rules = &orders.rules;
         match task {
             Task::Expire => {
-                let Outcome { did, more } = expire::step(&self.store, lease, &self.rules, now).await?;
+                let Outcome { did, more } = expire::step(&self.store, lease, rules, now).await?;
                 tally.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
                 tally.add([(HELD, did.held), (WAITS, u64::from(did.waits))]);
                 self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Remind => {
-                let Outcome { did, more } = remind::step(&self.store, lease, &self.rules, now).await?;
+                let Outcome { did, more } = remind::step(&self.store, lease, rules, now).await?;
                 tally.add([("reminders", did.pending), ("settled", did.settled), (HELD, did.held)]);
                 self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Purge => {
-                let Outcome { did, more } = purge::step(&self.store, lease, self.retention, now).await?;
+                let Outcome { did, more } = purge::step(&self.store, lease, orders.retention, now).await?;
                 tally.add([
                     ("reminders purged", did.reminders),
                     ("messages purged", did.messages),
@@ -254,7 +267,8 @@ impl<S: Store> Planner<S> {
 
     async fn revive(&self, lease: &Lease, tally: &mut Tally) -> Result<bool> {
         self.pulse.works();
-        let Outcome { did, more } = expire::revive(&self.store, lease, &self.rules, self.clock.now()).await?;
+        let (now, orders) = (self.clock.now(), self.orders());
+        let Outcome { did, more } = expire::revive(&self.store, lease, &orders.rules, now).await?;
         if did > 0 {
             tracing::warn!(tokens = did, "a wrong clock had expired tokens too early: they are active again");
         }
@@ -268,8 +282,9 @@ impl<S: Store> Planner<S> {
         let now = self.clock.now();
         let records = self.store.job_records().await?;
         let last = records.iter().find(|record| record.name == RECONCILE).and_then(|record| record.finished_at);
-        let due = last.is_none_or(|last| last > now || self.reconcile.next_after(last).is_some_and(|next| next <= now));
-        if !due {
+        let orders = self.orders();
+        let due_after = |last| orders.schedule.reconcile.next_after(last).is_some_and(|next| next <= now);
+        if !last.is_none_or(|last| last > now || due_after(last)) {
             return Ok(());
         }
         let Some(own) = self.store.lease(RECONCILE, self.holder, now).await? else { return Ok(()) };

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
@@ -24,8 +25,8 @@ const HANGS: Duration = Duration::from_secs(600);
 /// How many mails that are due are counted at most: more are "more than".
 const COUNTED: u32 = 1_000;
 
-/// How much of an error the status quotes, in characters.
-const QUOTED: usize = 120;
+/// How much of an error or a complaint the status quotes, in characters.
+const QUOTED: usize = 240;
 
 /// What a job is at.
 #[derive(Debug)]
@@ -96,8 +97,13 @@ pub(super) async fn feed_watchdog(pulses: Vec<Arc<Pulse>>, stop: CancellationTok
     }
 }
 
-/// Tells the supervisor now and then how things stand.
-pub(super) async fn tell_status<S: Store>(store: S, clock: Arc<SystemClock>, stop: CancellationToken) {
+/// Tells the supervisor now and then how things stand, and at once what is wrong with a new configuration.
+pub(super) async fn tell_status<S: Store>(
+    store: S,
+    clock: Arc<SystemClock>,
+    mut complaints: watch::Receiver<Option<String>>,
+    stop: CancellationToken,
+) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return stop.cancelled().await;
     }
@@ -106,15 +112,19 @@ pub(super) async fn tell_status<S: Store>(store: S, clock: Arc<SystemClock>, sto
             Ok(status) => status,
             Err(error) => quoted(&format!("the store cannot be asked: {error}")),
         };
+        let complaint = complaints.borrow_and_update().clone();
+        let status = complaint.map_or(status.clone(), |complaint| format!("{}; {status}", quoted(&complaint)));
         tell(move || sd_notify::notify(&[NotifyState::Status(&status)])).await;
-        if stop.run_until_cancelled(tokio::time::sleep(TELL)).await.is_none() {
-            return;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(TELL) => {}
+            Ok(()) = complaints.changed() => {}
         }
     }
 }
 
 /// Tells the supervisor on a thread that may wait: one that does not listen must not hold up the jobs.
-async fn tell(notify: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
+pub(super) async fn tell(notify: impl FnOnce() -> std::io::Result<()> + Send + 'static) {
     // Fails only where the supervisor has gone.
     let _ = tokio::task::spawn_blocking(notify).await;
 }

@@ -198,7 +198,7 @@ impl Postgres {
         }
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
         begin(self.pool()).await
     }
 
@@ -208,7 +208,7 @@ impl Postgres {
     }
 
     /// For a list of any length: the limit on statements does not hold.
-    async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
+    pub(super) async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Postgres>> {
         let mut tx = self.begin().await?;
         tx.execute("SET LOCAL statement_timeout = 0").await?;
         Ok(tx)
@@ -297,6 +297,11 @@ impl Store for Postgres {
             plan.extend(steps.into_iter().map(|(step,)| step + "\n"));
         }
         Ok(Indexes::new(&MIGRATIONS, &there, &plans))
+    }
+
+    /// Autovacuum does it: the migrations tell it how often.
+    async fn maintain(&self) -> Result<()> {
+        Ok(())
     }
 
     async fn close(&self) {

@@ -22,7 +22,7 @@ use futures_util::TryStreamExt;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Pool, QueryBuilder, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Pool, QueryBuilder, SqliteConnection, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
@@ -60,12 +60,20 @@ const WRITER_CACHE: &str = "-16384";
 /// which then go there once, and not after each batch.
 const CHECKPOINT: &str = "8192";
 
+/// What is left of a write-ahead log that grew while somebody read for long, once it could be written to the file, in bytes.
+const LARGEST_LOG: &str = "67108864";
+
+/// Looks at all tables, whether or not this connection has used them, and reads no more of each than tells how it is filled
+/// (SQLite's documentation of the pragma).
+const OPTIMIZE: &str = "PRAGMA optimize = 0x10012";
+
 /// Connections that read.
 const READERS: u32 = 4;
 
 /// A store in a SQLite file.
 #[derive(Clone, Debug)]
 pub struct Sqlite {
+    options: SqliteConnectOptions,
     writer: SqlitePool,
     readers: SqlitePool,
 }
@@ -108,18 +116,29 @@ impl Sqlite {
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .acquire_timeout(BUSY)
-            .connect_with(options.clone().pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", CHECKPOINT))
+            .connect_with(
+                options
+                    .clone()
+                    .pragma("cache_size", WRITER_CACHE)
+                    .pragma("wal_autocheckpoint", CHECKPOINT)
+                    .pragma("journal_size_limit", LARGEST_LOG),
+            )
             .await
             .map_err(|error| opening(error, &path))?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(BUSY)
-            .connect_lazy_with(options.read_only(true));
-        Ok(Self { writer, readers })
+            .connect_lazy_with(options.clone().read_only(true));
+        Ok(Self { options, writer, readers })
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
+    }
+
+    /// A connection of its own, which ends with what it is for.
+    pub(super) async fn connect(&self) -> Result<SqliteConnection> {
+        Ok(self.options.connect().await?)
     }
 
     /// For a list of any length.
@@ -204,6 +223,19 @@ impl Store for Sqlite {
             plan.extend(steps.into_iter().map(|(.., step)| step + "\n"));
         }
         Ok(Indexes::new(&MIGRATIONS, &there, &plans))
+    }
+
+    async fn maintain(&self) -> Result<()> {
+        let mut connection = self.options.clone().busy_timeout(Duration::ZERO).connect().await?;
+        for statement in [OPTIMIZE, "PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
+            match sqlx::raw_sql(statement).execute(&mut connection).await.map_err(Error::from) {
+                Ok(_) => {}
+                Err(Error::Busy(_)) => tracing::debug!(statement, "somebody else is writing: another time"),
+                Err(error) => return Err(error),
+            }
+        }
+        connection.close().await?;
+        Ok(())
     }
 
     async fn close(&self) {

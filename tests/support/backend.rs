@@ -214,5 +214,10 @@ async fn partition(connection: &mut PgConnection) {
         script += &format!("ALTER TABLE {table} ADD {definition};");
     }
     script += "COMMIT;";
-    sqlx::raw_sql(AssertSqlSafe(script)).execute(connection).await.expect("partitioning");
+    sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await.expect("partitioning");
+    // As it would have been, had the tables been partitioned before.
+    sqlx::raw_sql(include_str!("../../migrations/postgres/0006_ops.sql"))
+        .execute(connection)
+        .await
+        .expect("a migration");
 }

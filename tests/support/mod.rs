@@ -34,6 +34,7 @@ pub mod postgres;
 pub mod proxy;
 pub mod smtp;
 pub mod smtp_script;
+pub mod supervisor;
 pub mod trace;
 pub mod world;
 

@@ -39,10 +39,13 @@ pub(super) struct Sessions {
     closed: Vec<Transport>,
     /// Idle, with the instant since when; the one that was used last comes last.
     open: VecDeque<(Transport, Instant)>,
-    under_way: JoinSet<Ended>,
+    /// Each with the generation of its session.
+    under_way: JoinSet<(u64, Ended)>,
     opening: usize,
     sending: usize,
     closing: usize,
+    /// Counts how often the sessions were replaced.
+    generation: u64,
 }
 
 impl Sessions {
@@ -54,7 +57,27 @@ impl Sessions {
             opening: 0,
             sending: 0,
             closing: 0,
+            generation: 0,
         }
+    }
+
+    /// Uses these from now on. Those that are idle say goodbye, those that are not do so when they are.
+    pub(super) fn replace(&mut self, transports: Vec<Transport>) {
+        self.generation += 1;
+        self.closed = transports;
+        for (transport, _) in std::mem::take(&mut self.open) {
+            self.retire(transport);
+        }
+    }
+
+    /// Ends a session that was replaced.
+    fn retire(&mut self, mut transport: Transport) {
+        self.closing += 1;
+        // Of no generation that is used again.
+        self.under_way.spawn(async move {
+            transport.close().await;
+            (u64::MAX, Ended::Closed(transport))
+        });
     }
 
     /// How many there may be.
@@ -103,9 +126,10 @@ impl Sessions {
     pub(super) fn open_one(&mut self) -> bool {
         let Some(mut transport) = self.closed.pop() else { return false };
         self.opening += 1;
+        let generation = self.generation;
         self.under_way.spawn(async move {
             let ready = transport.ready().await;
-            Ended::Opened(transport, ready)
+            (generation, Ended::Opened(transport, ready))
         });
         true
     }
@@ -118,7 +142,8 @@ impl Sessions {
     /// Lets a session that was taken out try a message.
     pub(super) fn spawn(&mut self, attempt: impl Future<Output = Ended> + Send + 'static) {
         self.sending += 1;
-        self.under_way.spawn(attempt);
+        let generation = self.generation;
+        self.under_way.spawn(async move { (generation, attempt.await) });
     }
 
     /// Waits until a task has ended; pending for ever when there is none. Nothing is lost when it is dropped.
@@ -139,7 +164,7 @@ impl Sessions {
         }
     }
 
-    fn put_back(&mut self, ended: Ended) -> Option<Told> {
+    fn put_back(&mut self, (generation, ended): (u64, Ended)) -> Option<Told> {
         let (transport, ready, told) = match ended {
             Ended::Opened(transport, ready) => {
                 self.opening -= 1;
@@ -155,6 +180,13 @@ impl Sessions {
                 (transport, false, None)
             }
         };
+        if generation != self.generation {
+            // What its server says of itself concerns nobody any more.
+            if ready {
+                self.retire(transport);
+            }
+            return told.filter(|told| matches!(told, Told::Attempted(_)));
+        }
         if ready {
             self.open.push_back((transport, Instant::now()));
         } else {
@@ -173,9 +205,10 @@ impl Sessions {
         while self.open.front().is_some_and(|(_, since)| since.elapsed() >= limit) {
             let Some((mut transport, _)) = self.open.pop_front() else { return };
             self.closing += 1;
+            let generation = self.generation;
             self.under_way.spawn(async move {
                 transport.close().await;
-                Ended::Closed(transport)
+                (generation, Ended::Closed(transport))
             });
         }
     }
@@ -200,7 +233,7 @@ impl Sessions {
 }
 
 /// A panic in a task is a panic here: whoever supervises the process starts it anew.
-fn whole(joined: Result<Ended, tokio::task::JoinError>) -> Ended {
+fn whole<T>(joined: Result<T, tokio::task::JoinError>) -> T {
     match joined {
         Ok(ended) => ended,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
