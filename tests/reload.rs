@@ -25,6 +25,8 @@ fn maildir(name: &str, more: &str) -> String {
         from = "Tokens <tokens@example.org>"
         [mail.maildir]
         path = "{name}"
+        [digest]
+        hold = "1s"
         "#
     )
 }
@@ -38,6 +40,8 @@ fn smtp(port: u16, more: &str) -> String {
         [mail]
         transport = "smtp"
         from = "Tokens <tokens@example.org>"
+        [digest]
+        hold = "1s"
         [mail.smtp]
         host = "127.0.0.1"
         port = {port}
