@@ -102,6 +102,10 @@ pub struct OnceReport {
     pub mail_refused: bool,
     /// A guard kept messages back, or tokens from being marked expired.
     pub guarded: bool,
+    /// Why nothing was expired and no reminder written, where the clock cannot be believed.
+    pub wrong_clock: Option<String>,
+    /// It was told to stop, and may have left something undone.
+    pub stopped: bool,
 }
 
 /// What `deliver` goes by from now on.
@@ -227,11 +231,18 @@ pub async fn run<S: Store>(
     result.context("a job panicked")
 }
 
-/// Runs every job until nothing is due, one after the other.
+/// Runs every job until nothing is due, one after the other, or until `stop` is cancelled: then what is in flight is
+/// finished. A clock that shows an earlier time than the last pass was recorded at is not believed; one that leapt ahead
+/// cannot be told from a pause between two runs.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup) -> store::Result<OnceReport> {
+pub async fn run_once<S: Store>(
+    store: S,
+    clock: Arc<SystemClock>,
+    setup: Setup,
+    stop: CancellationToken,
+) -> store::Result<OnceReport> {
     let Setup { schedule, mut rules, retention, composer, transports, terms, http: _ } = setup;
     let watch = Watch::new(&rules, &schedule, clock.now());
     // Everything is planned before the first mail goes out: there is nothing to wait for.
@@ -246,19 +257,28 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
         holder: Uuid::new_v4(),
         opened: Arc::default(),
         pulse: Pulse::new("once"),
-        stop: CancellationToken::new(),
+        stop: stop.clone(),
         steady: Arc::default(),
         watch,
     };
+    planner.started().await?;
     let mut lines = Vec::new();
     let mut guarded = false;
+    let mut wrong_clock = None;
     for task in [Task::Expire, Task::Remind] {
+        let waits = planner.clock_waits(task);
+        // It records that it did nothing, and when: the next run finds the clock steady.
         let tally = planner.pass(task).await?;
+        if let Some(waits) = waits {
+            lines.push((task.name(), "waits: the clock cannot be believed".to_owned()));
+            wrong_clock = Some(waits.why);
+            continue;
+        }
         guarded |= tally.as_ref().is_some_and(pass::Tally::was_guarded);
         lines.push((task.name(), in_words(tally)));
     }
     let mut deliverer = Deliverer::new(store, clock, composer, transports, terms, planner.holder);
-    let delivered = deliver_all(&mut deliverer).await?;
+    let delivered = deliver_all(&mut deliverer, &stop).await?;
     let mail_refused = deliverer.is_paused();
     let delivered = match (mail_refused, delivered == Delivered::default()) {
         (false, _) => delivered.to_string(),
@@ -268,7 +288,7 @@ pub async fn run_once<S: Store>(store: S, clock: Arc<SystemClock>, setup: Setup)
     lines.push((crate::jobs::deliver::NAME, delivered));
     deliverer.close().await;
     lines.push((Task::Purge.name(), in_words(planner.pass(Task::Purge).await?)));
-    Ok(OnceReport { lines, mail_refused, guarded })
+    Ok(OnceReport { lines, mail_refused, guarded, wrong_clock, stopped: stop.is_cancelled() })
 }
 
 /// What a pass did, in words.
@@ -341,16 +361,39 @@ fn deliver_span() -> tracing::Span {
     tracing::info_span!("pass", job = crate::jobs::deliver::NAME)
 }
 
-/// Delivers until nothing is due, and waits for the last of it.
-async fn deliver_all<S: Store, C: Clock + Clone>(deliverer: &mut Deliverer<S, C>) -> store::Result<Delivered> {
+/// Delivers until nothing is due, and waits for the last of it. Stopped, or when the store fails, it begins nothing more and
+/// finishes what is in flight.
+async fn deliver_all<S: Store, C: Clock + Clone>(
+    deliverer: &mut Deliverer<S, C>,
+    stop: &CancellationToken,
+) -> store::Result<Delivered> {
     let mut total = Delivered::default();
-    loop {
-        let outcome = deliverer.step().instrument(deliver_span()).await?;
-        total += outcome.did;
-        if !outcome.more && !deliverer.wait().await {
-            return Ok(total);
+    let result = loop {
+        if stop.is_cancelled() {
+            tracing::info!("stopping: what is in flight is finished first");
+            break Ok(());
         }
+        match deliverer.step().instrument(deliver_span()).await {
+            Ok(outcome) => {
+                total += outcome.did;
+                if outcome.more {
+                    continue;
+                }
+            }
+            Err(error) => break Err(error),
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            under_way = deliverer.wait() => if !under_way {
+                return Ok(total);
+            },
+        }
+    };
+    match tokio::time::timeout(FINISH, deliverer.finish()).await {
+        Ok(did) => total += did?,
+        Err(_) => tracing::warn!("a message in flight took too long: its lease ends by itself"),
     }
+    result.map(|()| total)
 }
 
 async fn deliver<S: Store>(
@@ -375,7 +418,10 @@ async fn deliver<S: Store>(
         let step = tokio::select! {
             step = deliverer.step().instrument(deliver_span()) => step,
             // The store is out of reach, say.
-            () = &mut late => break,
+            () = &mut late => {
+                tracing::warn!("what was in flight could not be recorded in time: its leases end by themselves");
+                return;
+            }
         };
         if let Ok(outcome) = &step {
             watch.metrics.delivered(&outcome.did, &deliverer.details());

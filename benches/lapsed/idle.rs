@@ -12,6 +12,7 @@ use lapsed::mail::compose::Composer;
 use lapsed::mail::transport::{Memory, Transport};
 use lapsed::service::{Setup, run_once};
 use lapsed::store::{Postgres, Store};
+use tokio_util::sync::CancellationToken;
 
 use crate::Sizes;
 use crate::fill::{Shape, fill};
@@ -84,7 +85,9 @@ async fn passes(place: &OnPg) -> Vec<f64> {
     for _ in 0..PASSES {
         let setup = setup();
         let started = Instant::now();
-        let report = run_once(store.clone(), Arc::new(SystemClock::default()), setup).await.expect("a pass");
+        let report = run_once(store.clone(), Arc::new(SystemClock::default()), setup, CancellationToken::new())
+            .await
+            .expect("a pass");
         took.push(started.elapsed().as_secs_f64());
         let idle = report.lines.iter().all(|(_, did)| did == "nothing was due");
         assert!(idle, "{report:?}");

@@ -74,9 +74,18 @@ impl Run {
             service::run(store, clock, setup, reload, stop).await?;
             return Ok(());
         }
-        let report = service::run_once(store, clock, setup).await?;
+        let stop = CancellationToken::new();
+        service::stop_on_signals(&stop)?;
+        let report = service::run_once(store, clock, setup, stop).await?;
         let rows: Vec<_> = report.lines.into_iter().collect();
         output::print(&output::facts(&rows))?;
+        if report.stopped {
+            let problem = "stopped by a signal: what is left is done by the next run";
+            return Err(Failure::Failed(anyhow::anyhow!(problem)));
+        }
+        if let Some(why) = report.wrong_clock {
+            return Err(Failure::Failed(anyhow::anyhow!("{why}; the next run goes on")));
+        }
         if report.mail_refused {
             let problem = "the mail server could not be used: messages wait in the store for the next run";
             return Err(Failure::Failed(anyhow::anyhow!(problem)));

@@ -191,7 +191,7 @@ impl<S: Store> Planner<S> {
     }
 
     /// Why nothing is to be planned now by this clock.
-    fn clock_waits(&self, task: Task) -> Option<Waits> {
+    pub(super) fn clock_waits(&self, task: Task) -> Option<Waits> {
         if task == Task::Purge {
             return None;
         }

@@ -46,6 +46,7 @@ impl Steady {
         self.last = Some((now, passed));
         if let Some(last_pass) = last_pass.filter(|last| *last - now > BACK) {
             self.leap(now - last_pass, passed);
+            tracing::warn!("{}", self.leapt.as_ref().map_or("", |leapt| &leapt.why));
         }
     }
 
