@@ -177,7 +177,7 @@ async fn what_names_a_bucket_touches_one_partition() {
         store.change_token(token, |token| change::edit(token, &edit, now)).await.expect("an edit");
         reads(&["tokens"], &told(&backend, &capture, "UPDATE tokens").await);
         store.change_token(token, |token| change::rotate(token, days(1), None, now)).await.expect("a rotation");
-        reads(&["tokens"], &told(&backend, &capture, "INSERT INTO tokens").await);
+        reads(&["tokens", "token_contacts"], &told(&backend, &capture, "INSERT INTO token_contacts").await);
     }
 }
 
