@@ -16,6 +16,12 @@ const ENCODED_LEN: usize = 50;
 /// Bucket (1), random (32), CRC-32 of those 33 (4, big-endian).
 const RAW_LEN: usize = 37;
 const CHECKED_LEN: usize = 33;
+/// So many digits are read or written at once: a tenth of the steps that one after another would take.
+const GROUP: usize = 5;
+/// How many values a group of digits has: fewer than 2^30.
+const GROUP_VALUES: u64 = 62_u64.pow(5);
+/// Words of 32 bits, the highest first, that hold the bytes of a secret; any 50 digits fit as well, since 62^50 < 2^320.
+const LIMBS: usize = 10;
 
 /// A secret in the clear: `lps_` and 50 base62 digits (0-9A-Za-z, big-endian, padded with `0` on the left).
 #[derive(Clone, PartialEq, Eq)]
@@ -55,18 +61,19 @@ impl Secret {
         if digits.len() != ENCODED_LEN {
             return Err(NotASecret);
         }
-        let mut raw = [0u8; RAW_LEN];
-        for digit in digits {
-            let mut carry = DIGITS.iter().position(|d| d == digit).ok_or(NotASecret)?;
-            for byte in raw.iter_mut().rev() {
-                carry += usize::from(*byte) * 62;
-                *byte = carry.to_le_bytes()[0];
-                carry >>= 8;
+        let mut limbs = [0u32; LIMBS];
+        for group in digits.chunks_exact(GROUP) {
+            let mut carry = 0;
+            for digit in group {
+                carry = carry * 62 + value(*digit).ok_or(NotASecret)?;
             }
-            if carry != 0 {
-                return Err(NotASecret);
+            for limb in limbs.iter_mut().rev() {
+                carry += u64::from(*limb) * GROUP_VALUES;
+                *limb = low(carry);
+                carry >>= 32;
             }
         }
+        let raw = from_limbs(limbs)?;
         let (checked, checksum) = raw.split_at(CHECKED_LEN);
         if crc32fast::hash(checked).to_be_bytes() != checksum {
             return Err(NotASecret);
@@ -76,16 +83,19 @@ impl Secret {
 
     /// The secret in the clear, to be shown once.
     pub fn expose(&self) -> String {
-        let mut raw = self.raw;
+        let mut limbs = to_limbs(&self.raw);
         let mut digits = [0u8; ENCODED_LEN];
-        for digit in digits.iter_mut().rev() {
-            let mut remainder = 0usize;
-            for byte in &mut raw {
-                let value = remainder << 8 | usize::from(*byte);
-                *byte = (value / 62).to_le_bytes()[0];
-                remainder = value % 62;
+        for group in digits.chunks_exact_mut(GROUP).rev() {
+            let mut rest = 0;
+            for limb in &mut limbs {
+                let value = rest << 32 | u64::from(*limb);
+                *limb = low(value / GROUP_VALUES);
+                rest = value % GROUP_VALUES;
             }
-            *digit = DIGITS[remainder];
+            for digit in group.iter_mut().rev() {
+                *digit = DIGITS[(rest % 62) as usize];
+                rest /= 62;
+            }
         }
         digits.iter().fold(PREFIX.to_owned(), |mut text, digit| {
             text.push(char::from(*digit));
@@ -108,6 +118,44 @@ impl Secret {
         let text = self.expose();
         text[text.len() - 4..].to_owned()
     }
+}
+
+/// The value of a digit.
+fn value(digit: u8) -> Option<u64> {
+    let value = match digit {
+        b'0'..=b'9' => digit - b'0',
+        b'A'..=b'Z' => digit - b'A' + 10,
+        b'a'..=b'z' => digit - b'a' + 36,
+        _ => return None,
+    };
+    Some(u64::from(value))
+}
+
+/// The lower half.
+fn low(number: u64) -> u32 {
+    (number & u64::from(u32::MAX)) as u32
+}
+
+fn to_limbs(raw: &[u8; RAW_LEN]) -> [u32; LIMBS] {
+    let mut padded = [0; 4 * LIMBS];
+    padded[4 * LIMBS - RAW_LEN..].copy_from_slice(raw);
+    let mut limbs = [0; LIMBS];
+    for (limb, bytes) in limbs.iter_mut().zip(padded.chunks_exact(4)) {
+        *limb = bytes.iter().fold(0, |limb, byte| limb << 8 | u32::from(*byte));
+    }
+    limbs
+}
+
+/// A number that has more than the bytes of a secret is none.
+fn from_limbs(limbs: [u32; LIMBS]) -> Result<[u8; RAW_LEN], NotASecret> {
+    let mut padded = [0; 4 * LIMBS];
+    for (bytes, limb) in padded.chunks_exact_mut(4).zip(limbs) {
+        bytes.copy_from_slice(&limb.to_be_bytes());
+    }
+    let (more, bytes) = padded.split_at(4 * LIMBS - RAW_LEN);
+    let mut raw = [0; RAW_LEN];
+    raw.copy_from_slice(bytes);
+    if more.iter().all(|byte| *byte == 0) { Ok(raw) } else { Err(NotASecret) }
 }
 
 impl fmt::Debug for Secret {
@@ -157,6 +205,14 @@ mod tests {
         assert_eq!(secret.expose(), "lps_Ix6fSlzBOnTLmMfTN0lVdtAvsf3Mr8Nj5Fzc3bz5nm5WfnvW8B");
         let hash: String = secret.hash().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hash, "08eebbebdff4e45feb8cffd2a3f670ddb269c317bf53d1df08b44b1ed996d5d6");
+    }
+
+    #[test]
+    fn a_number_with_more_bytes_is_no_secret() {
+        let mut limbs = to_limbs(&Secret::from_random(Bucket::from_number(255), [255; 32]).raw);
+        assert!(from_limbs(limbs).is_ok());
+        limbs[0] += 1 << 8;
+        assert_eq!(from_limbs(limbs), Err(NotASecret), "the bytes alone are a good secret's");
     }
 
     #[test]
