@@ -13,13 +13,10 @@ use crate::clock::Timestamp;
 use crate::config::Schedule;
 use crate::jobs::{deliver, expire, purge, remind};
 use crate::schedule::Cron;
-use crate::store::jobs::{JobRecord, LEASE};
+use crate::store::jobs::{JobRecord, LEASE, RECONCILE};
 
 /// For how long a run may be due before the job counts as overdue.
 pub const GRACE: TimeDelta = TimeDelta::minutes(10);
-
-/// The name under which reconcile passes are recorded.
-pub const RECONCILE: &str = "reconcile";
 
 /// How a job keeps to its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,6 +16,7 @@ pub mod bounces;
 mod common;
 mod common_messages;
 pub mod copy;
+pub mod due;
 mod error;
 mod indexes;
 pub mod imports;
@@ -37,6 +38,7 @@ use chrono::{DateTime, Utc};
 pub use accounts::Accounts;
 pub use backup::Backup;
 pub use bounces::Bounces;
+pub use due::Due;
 pub use error::Error;
 pub use imports::Imports;
 pub use indexes::Indexes;
@@ -53,7 +55,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
 pub trait Store:
-    Accounts + Imports + Planning + Outbox + Bounces + Messages + Reports + Jobs + Clone + Send + Sync + 'static
+    Accounts + Imports + Due + Planning + Outbox + Bounces + Messages + Reports + Jobs + Clone + Send + Sync + 'static
 {
     /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;

@@ -61,7 +61,11 @@ const PROMISES: &[Expected] = &[
     by("WHERE t.status = 'active' AND t.generation", ANY, &["id"]),
     by("SET unplanned = ", "tokens_pkey", &["bucket", "id"]),
     // both
-    by("AND (expires_at, id) > ", "tokens_deadline", &["expires_at"]),
+    by("AND (expires_at, id) > ($1, $2)", "tokens_deadline", &["expires_at"]),
+    by("AS too_early", "tokens_unplanned", &["expires_at"]),
+    by("AS held", "tokens_unplanned", &["expires_at"]),
+    by("WHERE state = 'held' ORDER BY not_before LIMIT 1", "messages_held_deadline", &[]),
+    by("FROM guard_counts WHERE bucket = 0 AND minute < $4", "reminders_deadline", &["deadline"]),
     by("JOIN owner_contacts oc ON", "owner_contacts_pkey", &["bucket", "owner_id"]),
     by("JOIN token_contacts tc ON", "token_contacts_pkey", &["bucket", "token_id"]),
     by("JOIN owners w ON", "owners_pkey", &["bucket", "id"]),
@@ -302,6 +306,7 @@ async fn plan_and_purge<S: Store>(store: &S) {
         ended_tokens: now - days(250),
         guard_counts: now - days(1),
     };
+    assert!(store.to_purge(cutoffs).await.expect("a read"));
     let purged = store.purge(&lease, cutoffs, now, BATCH).await.expect("a step");
     let batch = u64::from(BATCH);
     assert_eq!(purged, Purged { reminders: batch, messages: batch, tokens: batch });

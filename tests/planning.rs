@@ -5,10 +5,10 @@ use crate::support::world::{World, dawn, days, lead, new_token};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::Timestamp;
-use lapsed::jobs::{expire, remind};
+use lapsed::jobs::{expire, purge, remind};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::planning::{Decided, Progress, Watermark};
-use lapsed::store::{Accounts, Error, Jobs, Planning};
+use lapsed::store::{Accounts, Due, Error, Jobs, Planning};
 use lapsed::token::{Status, Token};
 use uuid::Uuid;
 
@@ -29,6 +29,8 @@ on_every_back_end!(
     suppressed_contacts_are_passed_over,
     a_lost_lease_writes_nothing,
     a_lease_from_a_wrong_clock_holds_nobody_up,
+    what_is_due_is_known_before_a_pass,
+    a_pass_over_respects_the_lease,
     an_edit_in_between_wins,
     purge_keeps_what_is_needed,
     no_instant_is_kept_that_cannot_be_read_back,
@@ -299,6 +301,78 @@ async fn a_lease_from_a_wrong_clock_holds_nobody_up<B: Backend>() {
     }
     let lost = remind::step(&world.store, &stalled, &world.rules, world.now()).await;
     assert!(matches!(lost, Err(Error::LostLease("remind"))), "{lost:?}");
+}
+
+async fn what_is_due_is_known_before_a_pass<B: Backend>() {
+    let world = World::<B>::new().await;
+    let leads = world.rules.policy.leads().to_vec();
+    let to_expire = async || world.store.to_expire(world.now()).await.expect("a read");
+    let to_remind = async || world.store.to_remind(world.now()).await.expect("a read");
+    assert!(!to_expire().await.is_nothing(world.now()), "there is no watermark yet");
+    assert!(!to_remind().await.is_nothing(&leads, world.now()), "the leads are new");
+    world.expire().await;
+    world.remind().await;
+    assert!(to_expire().await.is_nothing(world.now()), "though there is not a single token");
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let token = world.token(alice, 40).await;
+    for (day, lead_days) in [(9, None), (10, Some(30)), (11, None), (33, Some(7)), (38, None), (39, Some(1))] {
+        world.on_day(day);
+        let due = to_remind().await;
+        assert_eq!(due.crossed, lead_days.map(lead).into_iter().collect(), "day {day}");
+        assert_eq!(due.is_nothing(&leads, world.now()), lead_days.is_none(), "day {day}");
+        assert_eq!(world.remind().await.pending, u64::from(lead_days.is_some()), "day {day}");
+    }
+    assert!(to_remind().await.has_others(&[lead(30), lead(7)]), "a lead that was dropped");
+    assert!(!to_remind().await.is_nothing(&[lead(60), lead(30), lead(7), lead(1)], world.now()), "one that is new");
+
+    world.on_day(40);
+    assert!(to_expire().await.crossed);
+    assert_eq!(world.expire().await.tokens, 1);
+    assert!(to_expire().await.is_nothing(world.now()));
+    // What comes in late lies behind the watermark, and is marked.
+    world.imported(alice, dawn() - days(10), dawn() + days(1)).await;
+    world.imported(alice, dawn() - days(10), dawn() + days(41)).await;
+    let (expire, remind) = (to_expire().await, to_remind().await);
+    assert!(expire.marked && !expire.crossed && remind.marked, "{expire:?} {remind:?}");
+    world.expire().await;
+    world.remind().await;
+
+    let keep = purge::Retention { reminders: days(100), messages: days(100), ended_tokens: days(100) };
+    for (day, due) in [(100, false), (141, true)] {
+        let cutoffs = keep.cutoffs(world.on_day(day));
+        world.backend.execute("DELETE FROM guard_counts").await;
+        assert_eq!(world.store.to_purge(cutoffs).await.expect("a read"), due, "day {day}");
+    }
+    // A clock that goes back: tokens that ended too early, and watermarks that lie ahead.
+    world.on_day(20);
+    let (expire, remind) = (to_expire().await, to_remind().await);
+    assert!(expire.too_early && expire.is_ahead(world.now()), "{expire:?}");
+    assert!(!remind.is_nothing(&leads, world.now()) && remind.known(lead(7), world.now()).is_none(), "{remind:?}");
+    world.expire().await;
+    assert_eq!(world.get(token).await.status, Status::Active);
+    world.remind().await;
+}
+
+async fn a_pass_over_respects_the_lease<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    world.token(alice, 1).await;
+    let other = world.backend.open().await;
+    let (job, second) = (expire::NAME, Uuid::from_u128(2));
+    let pass_over = async |holder| other.pass_over(job, holder, world.now(), "nothing").await.expect("a write");
+    assert!(pass_over(second).await, "nobody was ever at it");
+    let now = world.on_day(1);
+    let stalled = world.lease(job).await;
+    assert!(!pass_over(second).await, "another process is at it");
+    world.clock.advance(TimeDelta::minutes(3));
+    assert!(pass_over(second).await, "its lease has ended");
+    let records = other.job_records().await.expect("a read");
+    let record = records.iter().find(|record| record.name == job).expect("a record");
+    assert_eq!((record.started_at, record.finished_at), (world.now(), Some(world.now())));
+    assert_eq!((record.report.as_deref(), record.error.as_deref()), (Some("nothing"), None));
+    let lost = expire::step(&world.store, &stalled, &world.rules, now).await;
+    assert!(matches!(lost, Err(Error::LostLease("expire"))), "{lost:?}");
+    assert!(world.store.lease(job, world.process, world.now()).await.expect("a read").is_some(), "it was given back");
 }
 
 async fn an_edit_in_between_wins<B: Backend>() {

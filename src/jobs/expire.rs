@@ -24,7 +24,8 @@ pub const NAME: &str = "expire";
 /// # Errors
 /// When the store fails or the lease was lost; nothing of the batch is written then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
-    let mut marked = store.overdue(now, rules.batch).await?;
+    let due = store.to_expire(now).await?;
+    let mut marked = if due.marked { store.overdue(now, rules.batch).await? } else { Vec::new() };
     if !marked.is_empty() {
         if allow(store, rules, now, &mut marked).await? {
             let did = write(store, lease, rules, now, &mut marked, None).await?;
@@ -32,14 +33,17 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
         }
         return waits(store, lease, rules, now, &mut marked, None).await;
     }
-    let mut watermarks = store.watermarks().await?;
-    let known = watermarks.remove(&Lead::EXPIRED);
-    if known.is_some_and(|watermark| watermark.instant > now) {
+    if due.is_ahead(now) {
         // A wrong clock set it. It goes now, or it would be believed once its time has come.
+        let mut watermarks = store.watermarks().await?;
+        watermarks.remove(&Lead::EXPIRED);
         let others: Vec<Lead> = watermarks.into_keys().collect();
         store.keep_watermarks(lease, &others, now).await?;
     }
-    let known = known.filter(|watermark| watermark.instant <= now);
+    let known = due.known(now);
+    if known.is_some() && !due.crossed {
+        return Ok(Outcome { did: Written::default(), more: false });
+    }
     let from = known.unwrap_or(Watermark { instant: Timestamp::UNIX_EPOCH, token: Uuid::nil() });
     let mut page = store.crossing(Lead::EXPIRED, from, now, rules.batch).await?;
     let more = page.len() >= rules.batch as usize;
@@ -48,10 +52,8 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     if !allowed {
         return waits(store, lease, rules, now, &mut page, reached).await;
     }
-    let Some(reached) = reached else {
-        return Ok(Outcome { did: Written::default(), more: false });
-    };
-    let did = write(store, lease, rules, now, &mut page, Some(reached)).await?;
+    // Where there was no watermark, there is one now, whatever was found: or the next pass would begin at the left edge again.
+    let did = write(store, lease, rules, now, &mut page, Some(reached.unwrap_or(Watermark::after(now)))).await?;
     Ok(Outcome { did, more })
 }
 

@@ -25,19 +25,25 @@ pub struct Retention {
     pub ended_tokens: TimeDelta,
 }
 
+impl Retention {
+    /// Before when everything is old enough to go.
+    pub fn cutoffs(self, now: Timestamp) -> Cutoffs {
+        let before = |span: TimeDelta| now.checked_sub_signed(span).unwrap_or(Timestamp::UNIX_EPOCH);
+        Cutoffs {
+            reminders: before(self.reminders),
+            messages: before(self.messages),
+            ended_tokens: before(self.ended_tokens),
+            guard_counts: before(guard::SPAN * 2),
+        }
+    }
+}
+
 /// Removes a batch of each kind.
 ///
 /// # Errors
 /// When the store fails or the lease was lost; nothing of the batch is removed then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, keep: Retention, now: Timestamp) -> Result<Outcome<Purged>> {
-    let before = |span: TimeDelta| now.checked_sub_signed(span).unwrap_or(Timestamp::UNIX_EPOCH);
-    let cutoffs = Cutoffs {
-        reminders: before(keep.reminders),
-        messages: before(keep.messages),
-        ended_tokens: before(keep.ended_tokens),
-        guard_counts: before(guard::SPAN * 2),
-    };
-    let did = store.purge(lease, cutoffs, now, BATCH).await?;
+    let did = store.purge(lease, keep.cutoffs(now), now, BATCH).await?;
     let more = [did.reminders, did.messages, did.tokens].iter().any(|count| *count >= u64::from(BATCH));
     Ok(Outcome { did, more })
 }

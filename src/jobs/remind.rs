@@ -8,6 +8,7 @@ use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
 use crate::policies::fingerprint;
 use crate::policy::{Lead, change_notice, due_reminders};
+use crate::store::due::ToRemind;
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Progress, Watermark, Written};
 use crate::store::{Result, Store};
@@ -21,23 +22,26 @@ pub const NAME: &str = "remind";
 /// When the store fails or the lease was lost; nothing of the page is written then.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
     let leads = rules.leads();
-    let mut marked = store.unplanned(now, rules.batch).await?;
+    let due = store.to_remind(now).await?;
+    let mut marked = if due.marked { store.unplanned(now, rules.batch).await? } else { Vec::new() };
     if !marked.is_empty() {
         rules.describe(store, &mut marked).await?;
         let did = write(store, lease, rules, now, &marked, Progress::Planned).await?;
         return Ok(Outcome { did, more: true });
     }
-    let watermarks = store.watermarks().await?;
-    // Lead 0 is the watermark of `expire`.
-    let kept: Vec<Lead> = leads.iter().copied().chain([Lead::EXPIRED]).collect();
-    if watermarks.keys().any(|lead| !kept.contains(lead)) {
+    if due.has_others(&leads) {
+        // Lead 0 is the watermark of `expire`.
+        let kept: Vec<Lead> = leads.iter().copied().chain([Lead::EXPIRED]).collect();
         store.keep_watermarks(lease, &kept, now).await?;
     }
     for lead in &leads {
-        let known = watermarks.get(lead).filter(|watermark| watermark.instant <= now);
+        let known = due.known(*lead, now);
+        if known.is_some() && !due.crossed.contains(lead) {
+            continue;
+        }
         // A lead that is new, or whose watermark lies in the future because the clock went back, starts from all that
         // stands inside its window now: deadlines after this instant.
-        let from = known.copied().unwrap_or_else(|| Watermark::after(lead.due_at(now)));
+        let from = known.unwrap_or_else(|| Watermark::after(lead.due_at(now)));
         // One more than a page tells whether another follows. The last page always ends at this instant: if the clock is
         // wrong, the watermark must show it, or what was dealt with at the wrong time would count for good.
         let mut found = store.crossing(*lead, from, now, rules.batch.saturating_add(1)).await?;
@@ -57,6 +61,11 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
         return Ok(Outcome { did, more: true });
     }
     Ok(Outcome { did: Written::default(), more: false })
+}
+
+/// Whether a pass would find something to do, given what the store says.
+pub fn is_due(due: &ToRemind, rules: &Rules, now: Timestamp) -> bool {
+    due.policies != fingerprint(&rules.policy, &rules.groups) || !due.is_nothing(&rules.leads(), now)
 }
 
 /// Notices that the policies are others than those that the last pass went by, whichever process made it: then the next steps

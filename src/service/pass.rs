@@ -12,12 +12,11 @@ use uuid::Uuid;
 use super::Watch;
 use super::steady::{Steady, Waits};
 use super::supervisor::Pulse;
-use crate::clock::{Clock, SystemClock};
+use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Schedule;
-use crate::health::RECONCILE;
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
-use crate::store::jobs::Lease;
+use crate::store::jobs::{Lease, RECONCILE};
 use crate::store::{Error, Result, Store};
 
 /// A job that one process does at a time.
@@ -150,11 +149,26 @@ impl<S: Store> Planner<S> {
     async fn pass_in_span(&self, task: Task) -> Result<Option<Tally>> {
         let started = Instant::now();
         let mut tally = Tally::default();
+        let waits = self.clock_waits(task);
+        if waits.is_none() && !self.is_due(task).await? {
+            if task == Task::Purge {
+                self.store.maintain().await?;
+            }
+            let report = tally.to_string();
+            let ours = self.store.pass_over(task.name(), self.holder, self.clock.now(), &report).await?;
+            if !ours {
+                tracing::debug!("another process does this job now");
+                return Ok(None);
+            }
+            self.succeeded(task, started);
+            tracing::debug!(millis = millis_since(started), "nothing was due");
+            return Ok(Some(tally));
+        }
         let Some(lease) = self.store.lease(task.name(), self.holder, self.clock.now()).await? else {
             tracing::debug!("another process does this job now");
             return Ok(None);
         };
-        if let Some(waits) = self.clock_waits(task) {
+        if let Some(waits) = waits {
             if waits.new {
                 tracing::warn!("{}", waits.why);
             }
@@ -168,9 +182,8 @@ impl<S: Store> Planner<S> {
         let finished = self.store.finish(&lease, self.clock.now(), outcome).await;
         result?;
         finished?;
-        self.watch.health.succeeded(task.name(), self.clock.now());
-        self.watch.metrics.pass(task.name(), started.elapsed());
-        let millis = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.succeeded(task, started);
+        let millis = millis_since(started);
         if tally.is_nothing() {
             tracing::debug!(millis, "nothing was due");
         } else {
@@ -188,6 +201,24 @@ impl<S: Store> Planner<S> {
             );
         }
         Ok(Some(tally))
+    }
+
+    fn succeeded(&self, task: Task, started: Instant) {
+        self.watch.health.succeeded(task.name(), self.clock.now());
+        self.watch.metrics.pass(task.name(), started.elapsed());
+    }
+
+    /// Whether a pass would find something to do.
+    async fn is_due(&self, task: Task) -> Result<bool> {
+        let (now, orders) = (self.clock.now(), self.orders());
+        Ok(match task {
+            Task::Expire => !self.store.to_expire(now).await?.is_nothing(now),
+            Task::Remind => {
+                let due = self.store.to_remind(now).await?;
+                remind::is_due(&due, &orders.rules, now) || self.reconcile_is_due(due.reconciled_at, now)
+            }
+            Task::Purge => self.store.to_purge(orders.retention.cutoffs(now)).await?,
+        })
     }
 
     /// Why nothing is to be planned now by this clock.
@@ -276,15 +307,17 @@ impl<S: Store> Planner<S> {
         Ok(more)
     }
 
-    /// Starts the daily reconcile pass when its time has come since the last one that did, by whichever process that was:
-    /// a host that was down at that hour, or whose store was, does it when it is back.
-    async fn reconcile_if_due(&self, lease: &Lease) -> Result<()> {
-        let now = self.clock.now();
-        let records = self.store.job_records().await?;
-        let last = records.iter().find(|record| record.name == RECONCILE).and_then(|record| record.finished_at);
+    /// Whether the time of the daily reconcile pass has come since the last one, by whichever process that was: a host that
+    /// was down at that hour, or whose store was, does it when it is back.
+    fn reconcile_is_due(&self, last: Option<Timestamp>, now: Timestamp) -> bool {
         let orders = self.orders();
         let due_after = |last| orders.schedule.reconcile.next_after(last).is_some_and(|next| next <= now);
-        if !last.is_none_or(|last| last > now || due_after(last)) {
+        last.is_none_or(|last| last > now || due_after(last))
+    }
+
+    async fn reconcile_if_due(&self, lease: &Lease) -> Result<()> {
+        let now = self.clock.now();
+        if !self.reconcile_is_due(self.store.to_remind(now).await?.reconciled_at, now) {
             return Ok(());
         }
         let Some(own) = self.store.lease(RECONCILE, self.holder, now).await? else { return Ok(()) };
@@ -293,6 +326,10 @@ impl<S: Store> Planner<S> {
         self.watch.health.succeeded(RECONCILE, now);
         Ok(())
     }
+}
+
+fn millis_since(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Reports what ended a pass; the next tick tries again.

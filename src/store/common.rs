@@ -6,7 +6,7 @@
 
 /// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
 /// `begin_long_read()`, `reader()`, for a write of one statement `writer()`, for one that may be lost `relaxed_writer()`, and for
-/// what is asked most often `acquire_reader()` and `keep_reader()`.
+/// what is asked most often `acquire_reader()` and `keep_reader()`, `acquire_relaxed()` and `keep_relaxed()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
         impl Accounts for $store {
@@ -565,6 +565,7 @@ macro_rules! common_operations {
         impl Jobs for $store {
             async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
                 self.within(async move {
+                let mut connection = self.acquire_relaxed().await?;
                 // All rows: only at the end of the statement is it committed.
                 let epoch: Vec<(i64,)> = sqlx::query_as(
                     "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at) \
@@ -581,8 +582,9 @@ macro_rules! common_operations {
                 .bind(At(now))
                 // No sound clock gives a lease that lasts so long; the epoch fences whoever took it on a wrong one.
                 .bind(At(now + LEASE * 2))
-                .fetch_all(&self.relaxed_writer())
+                .fetch_all(&mut *connection)
                 .await?;
+                self.keep_relaxed(connection);
                 Ok(epoch.first().map(|(epoch,)| Lease { job, holder, epoch: *epoch }))
                 }).await
             }
@@ -594,6 +596,7 @@ macro_rules! common_operations {
                 outcome: std::result::Result<&str, &str>,
             ) -> Result<()> {
                 self.within(async move {
+                let mut connection = self.acquire_relaxed().await?;
                 sqlx::query(
                     "UPDATE jobs \
                      SET lease_until = $4, finished_at = $4, error = $5, report = COALESCE($6, report) \
@@ -605,9 +608,40 @@ macro_rules! common_operations {
                 .bind(At(now))
                 .bind(outcome.err())
                 .bind(outcome.ok())
-                .execute(&self.relaxed_writer())
+                .execute(&mut *connection)
                 .await?;
+                self.keep_relaxed(connection);
                 Ok(())
+                }).await
+            }
+
+            async fn pass_over(
+                &self,
+                job: &'static str,
+                holder: Uuid,
+                now: Timestamp,
+                report: &str,
+            ) -> Result<bool> {
+                self.within(async move {
+                let mut connection = self.acquire_relaxed().await?;
+                let recorded = sqlx::query(
+                    "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at, finished_at, report) \
+                     VALUES (0, $1, $2, 1, $3, $3, $3, $4) \
+                     ON CONFLICT (bucket, name) DO UPDATE \
+                     SET holder = excluded.holder, epoch = jobs.epoch + 1, lease_until = excluded.lease_until, \
+                         started_at = excluded.started_at, finished_at = excluded.finished_at, error = NULL, \
+                         report = excluded.report \
+                     WHERE jobs.lease_until <= $3 OR jobs.lease_until > $5 OR jobs.holder = $2",
+                )
+                .bind(job)
+                .bind(holder)
+                .bind(At(now))
+                .bind(report)
+                .bind(At(now + LEASE * 2))
+                .execute(&mut *connection)
+                .await?;
+                self.keep_relaxed(connection);
+                Ok(recorded.rows_affected() == 1)
                 }).await
             }
 

@@ -15,6 +15,9 @@ use crate::clock::Timestamp;
 /// How long a job's lease lasts without a write.
 pub const LEASE: TimeDelta = TimeDelta::minutes(2);
 
+/// The name under which reconcile passes are recorded.
+pub const RECONCILE: &str = "reconcile";
+
 /// A process's right to do a job for a while.
 #[derive(Clone, Debug)]
 pub struct Lease {
@@ -67,6 +70,19 @@ pub trait Jobs {
         now: Timestamp,
         outcome: std::result::Result<&str, &str>,
     ) -> impl Future<Output = Result<()>> + Send;
+
+    /// Records a run that found nothing to do, unless another process holds the lease: then it returns `false`. Takes the
+    /// lease and gives it back at once, so that who held it before writes nothing any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn pass_over(
+        &self,
+        job: &'static str,
+        holder: Uuid,
+        now: Timestamp,
+        report: &str,
+    ) -> impl Future<Output = Result<bool>> + Send;
 
     /// How the last run of each job went.
     ///

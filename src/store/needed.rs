@@ -88,6 +88,13 @@ fn in_order(contact: &ContactId) -> (Bucket, ContactId) {
     (contact.bucket(), *contact)
 }
 
+/// In the order of the ledger's key: neighbours in its pages one after the other.
+pub(super) fn in_key_order(reminders: &[NewReminder]) -> Vec<&NewReminder> {
+    let mut rows: Vec<&NewReminder> = reminders.iter().collect();
+    rows.sort_unstable_by_key(|r| (r.bucket(), r.token, r.generation, r.lead, r.contact));
+    rows
+}
+
 /// The first deadline that each contact is to be told of.
 pub(super) fn first_deadlines(contacts: &[ContactId], reminders: &[NewReminder], now: Timestamp) -> Vec<Timestamp> {
     let mut first: HashMap<ContactId, Timestamp> = HashMap::new();

@@ -28,10 +28,12 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::indexes::SERVED;
-use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
+use super::planning::Cutoffs;
 use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
@@ -64,8 +66,11 @@ const CONNECTIONS: u32 = 12;
 /// Further ones, whose commits do not wait for the disk.
 const RELAXED: u32 = 4;
 
-/// How many of them verification keeps at most; the others are for everything else.
+/// How many of them are kept out of the pool at most, for what is asked most often; the others are for everything else.
 const KEPT: usize = 8;
+
+/// The same of the further ones.
+const KEPT_RELAXED: usize = 2;
 
 /// How long a connection may take to be made.
 const PATIENT_CONNECT: Duration = Duration::from_secs(10);
@@ -83,7 +88,8 @@ pub struct Postgres {
     options: PgConnectOptions,
     patience: Duration,
     pools: Arc<RwLock<Pools>>,
-    kept: Arc<Mutex<Vec<Kept>>>,
+    kept: Arc<Keeper<KEPT>>,
+    kept_relaxed: Arc<Keeper<KEPT_RELAXED>>,
     lines: Lines,
 }
 
@@ -133,6 +139,35 @@ impl Pools {
 /// A connection that is kept out of the pool, and when it was last used.
 type Kept = (PoolConnection<sqlx::Postgres>, Instant);
 
+/// Connections that are kept out of the pool for a moment: it asks each that it is given back whether it is alive, which
+/// doubles the cost of a read. Only those are kept whose answer was read to its end.
+#[derive(Debug, Default)]
+struct Keeper<const MOST: usize>(Mutex<Vec<Kept>>);
+
+impl<const MOST: usize> Keeper<MOST> {
+    /// The one that was used last, if that was a moment ago.
+    fn take(&self) -> Option<PoolConnection<sqlx::Postgres>> {
+        let kept = self.all().pop();
+        kept.filter(|(_, used)| used.elapsed() < TRUSTED).map(|(connection, _)| connection)
+    }
+
+    fn keep(&self, connection: PoolConnection<sqlx::Postgres>) {
+        let mut kept = self.all();
+        kept.retain(|(_, used)| used.elapsed() < TRUSTED);
+        if kept.len() < MOST {
+            kept.push((connection, Instant::now()));
+        }
+    }
+
+    fn clear(&self) {
+        self.all().clear();
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Postgres {
     /// Connects, and brings the schema up to date.
     ///
@@ -151,7 +186,7 @@ impl Postgres {
         connection.close().await?;
         let pools = Arc::new(RwLock::new(Pools::new(&options, 0)));
         let lines = Lines::new(options.clone());
-        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default(), lines })
+        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default(), kept_relaxed: Arc::default(), lines })
     }
 
     /// The same, with another limit to how long the server may be silent while a job waits for it.
@@ -193,7 +228,8 @@ impl Postgres {
         let mut pools = self.pools.write().unwrap_or_else(PoisonError::into_inner);
         if pools.generation == generation {
             *pools = Pools::new(&self.options, generation + 1);
-            self.kept().clear();
+            self.kept.clear();
+            self.kept_relaxed.clear();
             self.lines.hang_up();
         }
     }
@@ -214,27 +250,28 @@ impl Postgres {
         Ok(tx)
     }
 
-    /// A connection that a verification used a moment ago, or one of the pool.
+    /// A connection that was used a moment ago, or one of the pool.
     async fn acquire_reader(&self) -> Result<PoolConnection<sqlx::Postgres>> {
-        let kept = self.kept().pop();
-        match kept.filter(|(_, used)| used.elapsed() < TRUSTED) {
-            Some((connection, _)) => Ok(connection),
+        match self.kept.take() {
+            Some(connection) => Ok(connection),
             None => Ok(self.pool().acquire().await?),
         }
     }
 
-    /// Keeps a connection for the next verification: the pool asks each that it is given back whether it is alive, which
-    /// doubles the cost of a read.
     fn keep_reader(&self, connection: PoolConnection<sqlx::Postgres>) {
-        let mut kept = self.kept();
-        kept.retain(|(_, used)| used.elapsed() < TRUSTED);
-        if kept.len() < KEPT {
-            kept.push((connection, Instant::now()));
+        self.kept.keep(connection);
+    }
+
+    /// The same for what may be lost in a crash of the server.
+    async fn acquire_relaxed(&self) -> Result<PoolConnection<sqlx::Postgres>> {
+        match self.kept_relaxed.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(self.relaxed_writer().acquire().await?),
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn keep_relaxed(&self, connection: PoolConnection<sqlx::Postgres>) {
+        self.kept_relaxed.keep(connection);
     }
 
     fn writer(&self) -> PgPool {
@@ -305,7 +342,8 @@ impl Store for Postgres {
     }
 
     async fn close(&self) {
-        self.kept().clear();
+        self.kept.clear();
+        self.kept_relaxed.clear();
         self.lines.hang_up();
         let Pools { pool, relaxed, .. } = self.pools();
         relaxed.close().await;
@@ -320,4 +358,5 @@ common_messages!(
     id_digits = "REPLACE(m.id::text, '-', '')",
     not_yet_due = "deadline > $2 + lead * INTERVAL '1 second'"
 );
+due_operations!(Postgres, lead = "watermarks.lead * INTERVAL '1 second'");
 report_operations!(Postgres);

@@ -30,10 +30,12 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::indexes::SERVED;
-use super::jobs::{JobRecord, Jobs, LEASE, Lease};
+use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
+use super::planning::Cutoffs;
 use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
@@ -155,6 +157,14 @@ impl Sqlite {
         drop(connection);
     }
 
+    async fn acquire_relaxed(&self) -> Result<PoolConnection<sqlx::Sqlite>> {
+        Ok(self.writer.acquire().await?)
+    }
+
+    fn keep_relaxed(&self, connection: PoolConnection<sqlx::Sqlite>) {
+        drop(connection);
+    }
+
     fn writer(&self) -> SqlitePool {
         self.writer.clone()
     }
@@ -246,4 +256,5 @@ impl Store for Sqlite {
 
 common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
+due_operations!(Sqlite, lead = "watermarks.lead");
 report_operations!(Sqlite);

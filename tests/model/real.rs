@@ -12,7 +12,7 @@ use lapsed::policies::{Group, Match, Pattern};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome};
-use lapsed::store::{Accounts, Error, Imports, Outbox};
+use lapsed::store::{Accounts, Due, Error, Imports, Outbox};
 use lapsed::token::{ContactId, OwnerId, TokenId};
 use uuid::Uuid;
 
@@ -238,30 +238,13 @@ impl<B: Backend> Real<B> {
     /// What a daemon does: expires, reminds, and sends what there is to send.
     async fn pass(&self, reconcile: bool) {
         let (world, store, now) = (&self.world, &self.world.store, self.world.now());
-        let lease = world.lease(expire::NAME).await;
-        while expire::revive(store, &lease, &world.rules, now).await.expect("a step").more {}
         let mut opened = 0;
-        loop {
-            let Outcome { did, more } = expire::step(store, &lease, &world.rules, now).await.expect("a step");
-            opened += did.pending;
-            if !more {
-                break;
-            }
+        if !store.to_expire(now).await.expect("a read").is_nothing(now) {
+            opened += self.expire().await;
         }
-        let lease = world.lease(remind::NAME).await;
-        remind::adopt(store, &lease, &world.rules, now).await.expect("a write");
-        if reconcile {
-            remind::reconcile(store, &lease, now).await.expect("a write");
-        }
-        loop {
-            let Outcome { did, more } = remind::step(store, &lease, &world.rules, now).await.expect("a step");
-            opened += did.pending;
-            if self.forgets == Forgets::IdInWatermark {
-                world.backend.execute("UPDATE watermarks SET token_id = X'ffffffffffffffffffffffffffffffff'").await;
-            }
-            if !more {
-                break;
-            }
+        let due = store.to_remind(now).await.expect("a read");
+        if reconcile || remind::is_due(&due, &world.rules, now) {
+            opened += self.remind(reconcile).await;
         }
         world.check().await;
         if opened == 0 {
@@ -277,6 +260,42 @@ impl<B: Backend> Real<B> {
         }
         let waiting = world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'pending'").await;
         assert_eq!(waiting, 0, "all that was due was sent");
+    }
+
+    /// Returns how many reminders were opened.
+    async fn expire(&self) -> u64 {
+        let (world, store, now) = (&self.world, &self.world.store, self.world.now());
+        let lease = world.lease(expire::NAME).await;
+        while expire::revive(store, &lease, &world.rules, now).await.expect("a step").more {}
+        let mut opened = 0;
+        loop {
+            let Outcome { did, more } = expire::step(store, &lease, &world.rules, now).await.expect("a step");
+            opened += did.pending;
+            if !more {
+                return opened;
+            }
+        }
+    }
+
+    /// Returns how many reminders were opened.
+    async fn remind(&self, reconcile: bool) -> u64 {
+        let (world, store, now) = (&self.world, &self.world.store, self.world.now());
+        let lease = world.lease(remind::NAME).await;
+        remind::adopt(store, &lease, &world.rules, now).await.expect("a write");
+        if reconcile {
+            remind::reconcile(store, &lease, now).await.expect("a write");
+        }
+        let mut opened = 0;
+        loop {
+            let Outcome { did, more } = remind::step(store, &lease, &world.rules, now).await.expect("a step");
+            opened += did.pending;
+            if self.forgets == Forgets::IdInWatermark {
+                world.backend.execute("UPDATE watermarks SET token_id = X'ffffffffffffffffffffffffffffffff'").await;
+            }
+            if !more {
+                return opened;
+            }
+        }
     }
 
     async fn ledger(&self) -> BTreeSet<Line> {

@@ -19,7 +19,7 @@ use lapsed::store::accounts::{NewContact, ReminderRecord, ReminderState, TokenFi
 use lapsed::store::jobs::Lease;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::Written;
-use lapsed::store::{Accounts, Jobs, Store};
+use lapsed::store::{Accounts, Due, Jobs, Store};
 use lapsed::token::{Address, Bucket, ContactId, Kind, Owner, OwnerId, Secret, Token, TokenId};
 use uuid::Uuid;
 
@@ -130,12 +130,15 @@ impl<B: Backend> World<B> {
         self.store.lease(job, self.process, self.now()).await.expect("a read").expect("the lease is free")
     }
 
-    /// Expires until nothing is due, as a pass does.
+    /// Expires until nothing is due, as a pass does. Where a pass would have found nothing to do, it does nothing; and it
+    /// would find nothing afterwards, unless a guard stopped it.
     pub async fn expire(&self) -> Written {
+        let now = self.now();
+        let before = self.store.to_expire(now).await.expect("a read");
         let lease = self.lease(expire::NAME).await;
         while expire::revive(&self.store, &lease, &self.rules, self.now()).await.expect("a step").more {}
         let mut total = Written::default();
-        loop {
+        let waits = loop {
             let outcome = expire::step(&self.store, &lease, &self.rules, self.now()).await.expect("a step");
             self.check().await;
             total.tokens += outcome.did.tokens;
@@ -144,18 +147,26 @@ impl<B: Backend> World<B> {
             total.opened += outcome.did.opened;
             total.held += outcome.did.held;
             if !outcome.more {
-                break;
+                break outcome.did.waits;
             }
-        }
+        };
+        assert!(!before.is_nothing(now) || total == Written::default(), "{before:?} {total:?}");
+        let after = self.store.to_expire(now).await.expect("a read");
+        assert!(waits || after.is_nothing(now), "{after:?}");
         self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
         total
     }
 
-    /// Reminds until nothing is due.
+    /// Reminds until nothing is due, as a pass does; what is told of before and after it as of [`World::expire`].
     pub async fn remind(&self) -> Written {
+        let now = self.now();
+        let before = self.store.to_remind(now).await.expect("a read");
         let lease = self.lease(remind::NAME).await;
         remind::adopt(&self.store, &lease, &self.rules, self.now()).await.expect("a write");
         let total = self.remind_under(&lease).await;
+        assert!(remind::is_due(&before, &self.rules, now) || total == Written::default(), "{before:?} {total:?}");
+        let after = self.store.to_remind(now).await.expect("a read");
+        assert!(after.held || !remind::is_due(&after, &self.rules, now), "{after:?}");
         self.store.finish(&lease, self.now(), Ok("done")).await.expect("a write");
         total
     }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::store::Result;
-use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines};
+use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines, in_key_order};
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
 use crate::store::row::At;
@@ -23,6 +23,7 @@ pub(super) async fn write_reminders(
     if reminders.is_empty() {
         return Ok(Written::default());
     }
+    let rows = in_key_order(reminders);
     let inserted: Vec<Inserted> = sqlx::query_as(
         "INSERT INTO reminders \
              (bucket, token_id, generation, lead, contact_id, deadline, state, reason, escalation, created_at, settled_at) \
@@ -34,15 +35,15 @@ pub(super) async fn write_reminders(
          ON CONFLICT DO NOTHING \
          RETURNING contact_id, state, escalation, token_id, lead",
     )
-    .bind(reminders.iter().map(|r| r.bucket().column()).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.token.uuid()).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.generation).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.lead.seconds()).collect::<Vec<_>>())
-    .bind(reminders.iter().map(NewReminder::contact_column).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.expires_at).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.state.as_str()).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
-    .bind(reminders.iter().map(|r| r.escalation).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.bucket().column()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.token.uuid()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.generation).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.lead.seconds()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.contact_column()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.expires_at).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.state.as_str()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.reason.map(|reason| reason.as_str())).collect::<Vec<_>>())
+    .bind(rows.iter().map(|r| r.escalation).collect::<Vec<_>>())
     .bind(now)
     .fetch_all(&mut **tx)
     .await?;

@@ -19,7 +19,9 @@ use crate::token::{Bucket, SYSTEM_OWNER_KEY};
 impl Outbox for Postgres {
     async fn queue(&self, now: Timestamp) -> Result<Queue> {
         self.within(async move {
-            let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&self.pool()).await?;
+            let mut connection = self.acquire_reader().await?;
+            let rows: Vec<(i32, Option<At>)> = sqlx::query_as(QUEUE).fetch_all(&mut *connection).await?;
+            self.keep_reader(connection);
             let earliest = rows.into_iter().filter_map(|(bucket, at)| at.map(|at| (i64::from(bucket), at.0)));
             Ok(Queue::from_earliest(earliest, now))
         })

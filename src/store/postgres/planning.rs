@@ -22,10 +22,17 @@ use crate::store::planning::{
 use crate::store::row::{self, At, CandidateRow, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, MessageId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
+/// In the order of the table's key: neighbours in its pages one after the other.
+fn in_key_order(candidates: &[Candidate]) -> Vec<&Candidate> {
+    let mut candidates: Vec<&Candidate> = candidates.iter().collect();
+    candidates.sort_unstable_by_key(|candidate| (candidate.id.bucket(), candidate.id));
+    candidates
+}
+
 /// The bucket, id, generation and deadline of each candidate, as arrays.
 type Guards = (Vec<i16>, Vec<Uuid>, Vec<i32>, Vec<DateTime<Utc>>);
 
-fn guards(candidates: &[Candidate]) -> Guards {
+fn guards(candidates: &[&Candidate]) -> Guards {
     let mut guards = Guards::default();
     for candidate in candidates {
         guards.0.push(candidate.id.bucket().column());
@@ -76,7 +83,7 @@ impl Planning for Postgres {
         self.within(async move {
             let mut tx = self.begin().await?;
             hold(&mut tx, lease, decided.now).await?;
-            let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
+            let (buckets, ids, generations, deadlines) = guards(&in_key_order(decided.looked_at));
             let expired: Vec<(Uuid,)> = sqlx::query_as(
                 "UPDATE tokens t SET status = 'expired', ended_at = d.expires_at, unplanned = FALSE \
              FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[]) \
@@ -278,7 +285,8 @@ impl Planning for Postgres {
         self.within(async move {
             let mut tx = self.begin().await?;
             hold(&mut tx, lease, decided.now).await?;
-            let (buckets, ids, generations, deadlines) = guards(decided.looked_at);
+            let looked_at = in_key_order(decided.looked_at);
+            let (buckets, ids, generations, deadlines) = guards(&looked_at);
             let mut written = Written::default();
             if !decided.reminders.is_empty() {
                 let unchanged: Vec<(Uuid,)> = sqlx::query_as(
@@ -303,8 +311,7 @@ impl Planning for Postgres {
             }
             match progress {
                 Progress::Planned => {
-                    let descriptions =
-                        decided.looked_at.iter().map(|c| c.traits.as_ref().map(|t| t.description.as_str()));
+                    let descriptions = looked_at.iter().map(|c| c.traits.as_ref().map(|t| t.description.as_str()));
                     let cleared = sqlx::query(
                         "UPDATE tokens t SET unplanned = FALSE \
                      FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::timestamptz[], $5::text[]) \

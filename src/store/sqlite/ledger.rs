@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
-use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines};
+use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines, in_key_order};
 use crate::store::outbox::MessageKind;
 use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
 use crate::store::row::At;
@@ -24,7 +24,7 @@ pub(super) async fn write_reminders(
     if reminders.is_empty() {
         return Ok(Written::default());
     }
-    let rows = json(reminders.iter().map(|r| {
+    let rows = json(in_key_order(reminders).into_iter().map(|r| {
         (
             r.bucket().column(),
             hex(r.token.uuid()),

@@ -33,9 +33,12 @@ pub(super) fn hex(id: Uuid) -> String {
     id.simple().to_string()
 }
 
-/// The bucket, id, generation, deadline and, where that matters, description of each candidate.
+/// The bucket, id, generation, deadline and, where that matters, description of each candidate, in the order of the table,
+/// which is that of its pages.
 fn guards(candidates: &[Candidate]) -> String {
-    json(candidates.iter().map(|c| {
+    let mut candidates: Vec<&Candidate> = candidates.iter().collect();
+    candidates.sort_unstable_by_key(|candidate| (candidate.id.bucket(), candidate.id));
+    json(candidates.into_iter().map(|c| {
         let description = c.traits.as_ref().map(|traits| traits.description.as_str());
         (c.id.bucket().column(), hex(c.id.uuid()), c.generation, c.deadline.expires_at.timestamp(), description)
     }))
