@@ -57,8 +57,11 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub trait Store:
     Accounts + Imports + Due + Planning + Outbox + Bounces + Messages + Reports + Jobs + Clone + Send + Sync + 'static
 {
-    /// How many tokens a planning step looks at. Larger batches are faster, and lock what they write for longer.
+    /// How many tokens a planning step looks at, and how many rows of a list are imported at once. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;
+
+    /// In how many parts, each of other buckets, a batch of an import is written at once.
+    const PARTS: usize;
 
     /// How long a pass leaves the store alone after each step.
     const GAP: Duration;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 use chrono::TimeDelta;
 use clap::Args;
+use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,7 +17,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::format_duration;
 use crate::import::ListError;
 use crate::service;
-use crate::store::imports::{Feed, ImportRun};
+use crate::store::imports::{Feed, ImportRow, ImportRun, RowOutcome};
 use crate::store::{Error, Store};
 use crate::token::{Bucket, text};
 
@@ -51,7 +52,7 @@ impl Import {
         let now = clock.now();
         let ended_before = now.checked_sub_signed(keep).unwrap_or(Timestamp::UNIX_EPOCH);
         let run = ImportRun { id: Uuid::new_v4(), source: self.source.clone(), now, ended_before };
-        let mut rows = Rows::open(&self.file)?;
+        let mut rows = Rows::open(&self.file, S::BATCH)?;
         let stop = CancellationToken::new();
         service::stop_on_signals(&stop)?;
         let done = self.read(store, &run, &mut rows, &stop).await;
@@ -143,19 +144,37 @@ fn report(count: &Count, ended: Option<u64>) -> anyhow::Result<()> {
     output::print(&output::facts(&rows))
 }
 
-/// Imports batch by batch, each in a transaction of its own.
+/// Imports batch by batch: a batch in parts that have no owner in common, each in a transaction of its own.
 async fn import<S: Store>(store: &S, run: &ImportRun, rows: &mut Rows) -> Result<(), Error> {
     while let Some(batch) = rows.next().await {
-        let mut tries = 0;
-        let outcomes = loop {
-            match store.import(run, &batch).await {
-                Err(Error::Busy(_)) if tries < TRIES => tries += 1,
-                answer => break answer?,
+        let mut parts: Vec<Vec<ImportRow>> = (0..S::PARTS).map(|_| Vec::new()).collect();
+        // Where each row went: the answers are told in the order of the list.
+        let mut went = Vec::with_capacity(batch.len());
+        for row in batch {
+            let part = usize::from(Bucket::of(&row.owner_key).number()) % S::PARTS;
+            went.push(part);
+            if let Some(part) = parts.get_mut(part) {
+                part.push(row);
             }
-        };
-        rows.answer(outcomes);
+        }
+        let imported = join_all(parts.iter().map(|part| import_part(store, run, part))).await;
+        let imported: Vec<Vec<RowOutcome>> = imported.into_iter().collect::<Result<_, _>>()?;
+        let mut outcomes: Vec<_> = imported.into_iter().map(Vec::into_iter).collect();
+        rows.answer(went.into_iter().filter_map(|part| outcomes.get_mut(part)?.next()).collect());
     }
     Ok(())
+}
+
+/// Imports what has no owner in common with what is imported beside it.
+async fn import_part<S: Store>(store: &S, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>, Error> {
+    let mut tries = 0;
+    while !rows.is_empty() {
+        match store.import(run, rows).await {
+            Err(Error::Busy(_)) if tries < TRIES => tries += 1,
+            answer => return answer,
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// Ends what the list no longer has, and counts it in `ended`: each bucket in a transaction of its own.

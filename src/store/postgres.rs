@@ -298,6 +298,8 @@ async fn begin(pool: PgPool) -> Result<Transaction<'static, sqlx::Postgres>> {
 impl Store for Postgres {
     /// Its rows are locked one by one, and whoever claims messages passes over those that are locked.
     const BATCH: u32 = 5_000;
+    /// A server has more than one processor, and what is inserted is indexed several times.
+    const PARTS: usize = 2;
     const GAP: Duration = Duration::ZERO;
 
     async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {

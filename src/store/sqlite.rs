@@ -207,6 +207,8 @@ fn opening(error: sqlx::Error, path: &Path) -> Error {
 impl Store for Sqlite {
     /// All writers wait meanwhile, so the step is short.
     const BATCH: u32 = 1_000;
+    /// One writes at a time.
+    const PARTS: usize = 1;
     /// The locks are not fair: without a gap, other processes would hardly get to write while a long pass goes on.
     const GAP: Duration = Duration::from_millis(5);
 

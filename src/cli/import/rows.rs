@@ -14,9 +14,6 @@ use crate::cli::{Failure, output};
 use crate::import::{List, ListError, Row};
 use crate::store::imports::{Feed, ImportRow, RowOutcome};
 
-/// How many rows go to the store at once.
-const BATCH: usize = 1_000;
-
 /// How many bad rows are told one by one: a list whose columns are mixed up has nothing but bad rows.
 const TOLD: u64 = 100;
 
@@ -41,7 +38,7 @@ impl Count {
 /// Rows with their lines, in the order of the list.
 type Batch = Vec<(u64, Row)>;
 
-/// The rows of a file, read by a thread of their own, a few batches ahead.
+/// The rows of a file, read by a thread of their own, a batch or two ahead.
 pub(super) struct Rows {
     batches: mpsc::Receiver<Result<Batch, ListError>>,
     /// The lines of the batch that was given last, each with what is wrong where the store need not be asked.
@@ -59,7 +56,8 @@ pub(super) fn name(path: &Path) -> String {
 }
 
 impl Rows {
-    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
+    /// `batch`: how many rows go to the store at once.
+    pub(super) fn open(path: &Path, batch: u32) -> Result<Self, Failure> {
         let read = Arc::new(AtomicU64::new(0));
         let (input, size): (Box<dyn Read + Send>, Option<u64>) = if path == Path::new("-") {
             (Box::new(stdin()), None)
@@ -76,8 +74,8 @@ impl Rows {
         for column in list.unknown_columns() {
             output::say(&format!("column {column:?} is not known and is ignored"));
         }
-        let (sender, batches) = mpsc::channel(2);
-        tokio::task::spawn_blocking(move || pass_on(list, &sender));
+        let (sender, batches) = mpsc::channel(1);
+        tokio::task::spawn_blocking(move || pass_on(list, batch as usize, &sender));
         let bar = match size {
             Some(size) if std::io::stderr().is_terminal() => ProgressBar::new(size).with_style(style()),
             _ => ProgressBar::hidden(),
@@ -106,7 +104,7 @@ fn style() -> ProgressStyle {
     style.unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-fn pass_on(list: List, to: &mpsc::Sender<Result<Batch, ListError>>) {
+fn pass_on(list: List, most: usize, to: &mpsc::Sender<Result<Batch, ListError>>) {
     let mut batch = Batch::new();
     for row in list {
         match row {
@@ -116,7 +114,7 @@ fn pass_on(list: List, to: &mpsc::Sender<Result<Batch, ListError>>) {
                 return;
             }
         }
-        if batch.len() >= BATCH && to.blocking_send(Ok(std::mem::take(&mut batch))).is_err() {
+        if batch.len() >= most && to.blocking_send(Ok(std::mem::take(&mut batch))).is_err() {
             return;
         }
     }

@@ -12,7 +12,7 @@ use crate::store::imports::{
     part,
 };
 use crate::store::row::{self, KnownRow, OwnerRow, token_columns};
-use crate::token::{Bucket, ContactId, Owner, OwnerId, Token};
+use crate::token::{Address, Bucket, ContactId, Owner, OwnerId, Token};
 
 impl Imports for Postgres {
     async fn import(&self, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
@@ -81,10 +81,12 @@ impl Imports for Postgres {
 
 async fn import_batch(tx: &mut Transaction<'_, Pg>, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
     let (rows, taken) = part(run, rows, &long_ended_here(tx, run, rows).await?);
-    let owners = make_owners(tx, run, &rows).await?;
+    let (owners, made) = make_owners(tx, run, &rows).await?;
     link_contacts(tx, run, &rows, &owners).await?;
-    let known = find(tx, &rows, &owners).await?;
-    let merged = merge(run, &rows, &owners, &known);
+    let known = find(tx, &rows, &owners, &made).await?;
+    let mut merged = merge(run, &rows, &owners, &known);
+    // Neighbours in the indexes one after the other.
+    merged.new.sort_unstable_by_key(|token| (token.id.bucket(), token.owner, token.id));
     insert(tx, run, &merged.new).await?;
     let written = update(tx, run, &merged).await?;
     Ok(merged.outcomes(&written, &taken))
@@ -115,21 +117,22 @@ async fn long_ended_here(
     Ok(here.into_iter().collect())
 }
 
-/// Makes the owners that do not exist yet, and returns all, by key.
+/// Makes the owners that do not exist yet, and returns all, by key, and which of them are new: these have no tokens.
 async fn make_owners(
     tx: &mut Transaction<'_, Pg>,
     run: &ImportRun,
     rows: &[&ImportRow],
-) -> Result<HashMap<String, Owner>> {
+) -> Result<(HashMap<String, Owner>, HashSet<OwnerId>)> {
     let wanted = owners_of(rows, run.now);
     let buckets: Vec<i16> = wanted.iter().map(|owner| owner.id.bucket().column()).collect();
     let keys: Vec<&str> = wanted.iter().map(|owner| owner.key.as_str()).collect();
-    sqlx::query(
+    let made: Vec<(Uuid,)> = sqlx::query_as(
         "INSERT INTO owners (bucket, id, key, name, time_zone, locale, created_at) \
          SELECT n.bucket, n.id, n.key, n.key, n.time_zone, n.locale, $6 \
          FROM UNNEST($1::smallint[], $2::uuid[], $3::text[], $4::text[], $5::text[]) \
              AS n (bucket, id, key, time_zone, locale) \
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT DO NOTHING \
+         RETURNING id",
     )
     .bind(&buckets)
     .bind(wanted.iter().map(|owner| owner.id.uuid()).collect::<Vec<_>>())
@@ -137,19 +140,26 @@ async fn make_owners(
     .bind(wanted.iter().map(|owner| owner.time_zone.name()).collect::<Vec<_>>())
     .bind(wanted.iter().map(|owner| owner.locale.as_str()).collect::<Vec<_>>())
     .bind(run.now)
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
+    let made: HashSet<OwnerId> = made.into_iter().map(|(id,)| id.into()).collect();
+    let (new, old): (Vec<Owner>, Vec<Owner>) = wanted.into_iter().partition(|owner| made.contains(&owner.id));
+    let mut owners: HashMap<String, Owner> = new.into_iter().map(|owner| (owner.key.clone(), owner)).collect();
+    if old.is_empty() {
+        return Ok((owners, made));
+    }
     let rows: Vec<OwnerRow> = sqlx::query_as(
         "SELECT o.id, o.key, o.name, o.time_zone, o.locale \
          FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, key) \
          JOIN owners o ON o.bucket = n.bucket AND o.key = n.key",
     )
-    .bind(&buckets)
-    .bind(&keys)
+    .bind(old.iter().map(|owner| owner.id.bucket().column()).collect::<Vec<_>>())
+    .bind(old.iter().map(|owner| owner.key.as_str()).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
-    let owners: Vec<Owner> = row::all(rows)?;
-    Ok(owners.into_iter().map(|owner| (owner.key.clone(), owner)).collect())
+    let old: Vec<Owner> = row::all(rows)?;
+    owners.extend(old.into_iter().map(|owner| (owner.key.clone(), owner)));
+    Ok((owners, made))
 }
 
 /// Lets every address of the batch speak for its owner.
@@ -165,28 +175,33 @@ async fn link_contacts(
     }
     let buckets: Vec<i16> = addresses.iter().map(|address| address.bucket().column()).collect();
     let texts: Vec<&str> = addresses.iter().map(|address| address.as_str()).collect();
-    sqlx::query(
+    let made: Vec<(String, Uuid)> = sqlx::query_as(
         "INSERT INTO contacts (bucket, id, address, created_at) \
          SELECT n.bucket, n.id, n.address, $4 \
          FROM UNNEST($1::smallint[], $2::uuid[], $3::text[]) AS n (bucket, id, address) \
-         ON CONFLICT DO NOTHING",
+         ON CONFLICT DO NOTHING \
+         RETURNING address, id",
     )
     .bind(&buckets)
     .bind(addresses.iter().map(|a| ContactId::new(a.bucket(), run.now).uuid()).collect::<Vec<_>>())
     .bind(&texts)
     .bind(run.now)
-    .execute(&mut **tx)
-    .await?;
-    let found: Vec<(String, Uuid)> = sqlx::query_as(
-        "SELECT c.address, c.id \
-         FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, address) \
-         JOIN contacts c ON c.bucket = n.bucket AND c.address = n.address",
-    )
-    .bind(&buckets)
-    .bind(&texts)
     .fetch_all(&mut **tx)
     .await?;
-    let ids: HashMap<String, Uuid> = found.into_iter().collect();
+    let mut ids: HashMap<String, Uuid> = made.into_iter().collect();
+    let old: Vec<&Address> = addresses.into_iter().filter(|address| !ids.contains_key(address.as_str())).collect();
+    if !old.is_empty() {
+        let found: Vec<(String, Uuid)> = sqlx::query_as(
+            "SELECT c.address, c.id \
+             FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, address) \
+             JOIN contacts c ON c.bucket = n.bucket AND c.address = n.address",
+        )
+        .bind(old.iter().map(|address| address.bucket().column()).collect::<Vec<_>>())
+        .bind(old.iter().map(|address| address.as_str()).collect::<Vec<_>>())
+        .fetch_all(&mut **tx)
+        .await?;
+        ids.extend(found);
+    }
     let mut links: BTreeSet<(i16, Uuid, Uuid)> = BTreeSet::new();
     for row in rows {
         let Some(owner) = owners.get(&row.owner_key) else { continue };
@@ -206,16 +221,22 @@ async fn link_contacts(
     Ok(())
 }
 
-/// The tokens of the batch that are there already, by owner and external id.
+/// The tokens of the batch that are there already, by owner and external id. Of owners that were made just now there are
+/// none.
 async fn find(
     tx: &mut Transaction<'_, Pg>,
     rows: &[&ImportRow],
     owners: &HashMap<String, Owner>,
+    made: &HashSet<OwnerId>,
 ) -> Result<HashMap<(OwnerId, String), Known>> {
     let wanted: Vec<(OwnerId, &str)> = rows
         .iter()
         .filter_map(|row| owners.get(&row.owner_key).map(|owner| (owner.id, row.external_id.as_str())))
+        .filter(|(owner, _)| !made.contains(owner))
         .collect();
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
     // Index tokens_external.
     let rows: Vec<KnownRow> = sqlx::query_as(concat!(
         "SELECT ",
