@@ -2,7 +2,6 @@
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::world::World;
-use lapsed::jobs::deliver::Delivered;
 use lapsed::mail::outcome::{Happened, Phase};
 use lapsed::mail::transport::{Memory, Transport};
 
@@ -36,18 +35,15 @@ async fn a_message_that_was_taken_is_recorded_beside_one_that_cannot_be_decided<
     memory.answer(Happened::refused(Phase::Rcpt, 550, "5.1.1 no such user"));
     let transports = vec![Transport::Memory(memory.clone()), Transport::Memory(memory.clone())];
     let mut deliverer = world.deliverer(transports);
-    let (mut did, mut failures) = (Delivered::default(), 0);
+    let mut failures = 0;
     // The contact can be read, and not suppressed.
     let hide = "ALTER TABLE contacts RENAME COLUMN suppressed_why TO hidden";
     for _ in 0..1_000 {
-        match deliverer.step().await {
-            Ok(outcome) => did += outcome.did,
-            Err(_) => failures += 1,
-        }
+        failures += usize::from(deliverer.step().await.is_err());
         if messages(&world, "state = 'sending'").await == 2 && failures == 0 {
             world.backend.execute(hide).await;
         }
-        if did.sent == 1 && failures > 0 {
+        if failures > 0 && messages(&world, "state = 'sent'").await == 1 {
             break;
         }
         deliverer.wait().await;
@@ -58,7 +54,7 @@ async fn a_message_that_was_taken_is_recorded_beside_one_that_cannot_be_decided<
 
     world.backend.execute("ALTER TABLE contacts RENAME COLUMN hidden TO suppressed_why").await;
     let more = world.deliver(&mut deliverer).await;
-    assert_eq!((more.failed, more.sent), (1, 1), "it is decided now, and the fallback is told");
+    assert_eq!((more.failed, more.sent), (1, 2), "it is decided now, and the fallback is told");
     assert_eq!(memory.delivered().len(), 2, "nobody is told twice");
     assert_eq!(messages(&world, "state = 'sending'").await, 0);
 }

@@ -186,6 +186,8 @@ pub struct Deliverer<S, C> {
     ended: Vec<Attempt>,
     /// Judged, and to be decided; of each whether it was refused at MAIL as another one was before it.
     judged: VecDeque<(Attempt, bool)>,
+    /// What was recorded since somebody was told.
+    did: Delivered,
     /// Decided, and to be recorded.
     decided: Vec<(Attempt, Record)>,
     /// Until when what has ended waits for more.
@@ -218,6 +220,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             pause: Pause::default(),
             ended: Vec::new(),
             judged: VecDeque::new(),
+            did: Delivered::default(),
             decided: Vec::new(),
             gathers_until: Instant::now(),
             recording: Recording::default(),
@@ -249,16 +252,16 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         while let Some(told) = self.sessions.try_ended() {
             self.note(told);
         }
-        let did = self.recording.take()?;
-        self.correct_status().await?;
-        if !self.gathers() {
-            self.record_ended().await?;
-        }
+        self.did += self.recording.take()?;
+        let corrected = self.correct_status().await;
+        let recorded = if self.gathers() { Ok(()) } else { self.record_ended().await };
+        // What cannot be decided holds up nothing else.
         self.begin().await?;
         self.tell_status().await?;
+        corrected.and(recorded)?;
         let may_record = self.unrecorded() > 0 && !self.recording.is_busy() && !self.gathers();
         let may_begin = !self.nothing_due && self.room(self.clock.now()) > 0;
-        Ok(Outcome { did, more: may_record || may_begin })
+        Ok(Outcome { did: std::mem::take(&mut self.did), more: may_record || may_begin })
     }
 
     /// Waits until there is something for another step to do: a message was tried or recorded, a session was opened, what has
@@ -285,25 +288,23 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         true
     }
 
-    /// Claims nothing more, waits for what is under way, and records it, for as long as the store takes to be there.
+    /// Claims nothing more, waits for what is under way, and records it, for as long as the store takes to be there: whoever
+    /// calls sets the limit.
     ///
     /// # Errors
     /// When the store refuses a record.
     pub async fn finish(&mut self) -> Result<Delivered> {
-        let mut did = Delivered::default();
+        let mut did = std::mem::take(&mut self.did);
         self.pause.stop();
         loop {
             did += self.recording.take()?;
             if self.sessions.sending() == 0 {
                 self.release_suspect();
             }
-            match self.record_ended().await {
-                Err(error) if error.is_of_the_store() => {
-                    tracing::warn!(%error, "cannot decide about messages yet");
-                    tokio::time::sleep(TRY_AGAIN).await;
-                    continue;
-                }
-                decided => decided?,
+            if let Err(error) = self.record_ended().await {
+                tracing::warn!(%error, "cannot decide about messages yet");
+                tokio::time::sleep(TRY_AGAIN).await;
+                continue;
             }
             if self.recording.is_busy() {
                 self.recording.done().await;

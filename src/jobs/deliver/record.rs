@@ -1,6 +1,6 @@
 //! What became of messages: decided, and told to the fallback where it must be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use super::attempt::Attempt;
 use super::pause::Refused;
@@ -18,7 +18,7 @@ use crate::token::Bucket;
 
 impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// Begins to record all that has ended, unless something is being recorded: then it goes with the next. What cannot be
-    /// decided because the store fails keeps nothing else from being recorded, and is decided the next time.
+    /// decided because the store fails keeps nothing else from being recorded, and is tried again until its lease ends.
     pub(super) async fn record_ended(&mut self) -> Result<()> {
         if self.recording.is_busy() || self.unrecorded() == 0 {
             return Ok(());
@@ -26,6 +26,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         let mut lost = 0;
         let mut result = Ok(());
         self.judge_refusals();
+        let mut undecided = VecDeque::new();
         while let Some((attempt, another_refused)) = self.judged.pop_front() {
             match self.outcome(&attempt, another_refused).await {
                 Ok(Some(record)) => self.decided.push((attempt, record)),
@@ -33,13 +34,19 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                     tracing::warn!(message_id = %attempt.message.id, "lost the lease on a message before it was handed over");
                     lost += 1;
                 }
-                Err(error) => {
-                    self.judged.push_front((attempt, another_refused));
+                // Whoever has it now decides, and not for ever: claims that come to nothing are counted.
+                Err(error) if attempt.lease_until <= self.clock.now() => {
+                    tracing::error!(message_id = %attempt.message.id, %error, "a message could not be decided before its lease ended");
+                    lost += 1;
                     result = Err(error);
-                    break;
+                }
+                Err(error) => {
+                    undecided.push_back((attempt, another_refused));
+                    result = Err(error);
                 }
             }
         }
+        self.judged = undecided;
         let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
         for (attempt, record) in self.decided.drain(..) {
             by_bucket.entry(attempt.message.id.bucket()).or_default().push((attempt, record));
