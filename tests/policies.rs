@@ -20,6 +20,7 @@ on_every_back_end!(
     a_token_follows_the_first_policy_that_fits,
     a_changed_policy_is_noticed_and_nobody_is_told_twice,
     an_edit_moves_a_token_to_another_policy,
+    marks_are_taken_off_in_any_order_of_deadlines,
     an_edit_in_between_keeps_its_mark,
     a_policy_names_further_contacts,
     daemons_with_other_policies_lose_nothing,
@@ -93,6 +94,21 @@ async fn a_changed_policy_is_noticed_and_nobody_is_told_twice<B: Backend>() {
     world.rules.groups = Arc::from([]);
     assert_eq!(world.remind().await.pending, 0);
     assert_eq!(leads(&world, theirs, "superseded").await, ["30d"]);
+}
+
+/// A mark goes with the description that was read, and each description with its own token.
+async fn marks_are_taken_off_in_any_order_of_deadlines<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.rules.groups = Arc::from([described("*production*", &[60, 20])]);
+    let now = world.now();
+    for n in 0..12 {
+        let owner = world.owner(&format!("o{n}"), &[&format!("o{n}@example.org")]).await;
+        let token = world.imported(owner, now - days(100), now + days(5 + n * 7 % 12)).await;
+        rename(&world, token, &format!("key {n} of {}", if n % 2 == 0 { "production" } else { "staging" })).await;
+    }
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM tokens WHERE unplanned").await, 12);
+    assert_eq!(world.remind().await.pending, 12);
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM tokens WHERE unplanned").await, 0);
 }
 
 async fn an_edit_moves_a_token_to_another_policy<B: Backend>() {

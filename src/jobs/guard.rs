@@ -103,8 +103,8 @@ async fn left(
     Ok(LEAST.max(all / 10).saturating_sub(used))
 }
 
-/// Tells the fallback of what is held: when something is, again where more has come at least [`TOLD_EVERY`] after that, and
-/// when it comes near a deadline. Where nothing is held this is one probe of an index. Returns whether something is held.
+/// Tells the fallback of what is held: when something is, again where more has come, once an hour at most, and when it comes
+/// near a deadline. Where nothing is held this is one probe of an index. Returns whether something is held.
 ///
 /// # Errors
 /// When the store fails.
