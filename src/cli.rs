@@ -266,10 +266,12 @@ fn dispatch(arguments: Arguments) -> Outcome {
         };
         // The one place that chooses a back end.
         let url = settings.store.url.expose().to_owned();
-        if url.starts_with("sqlite:") {
-            command.run(Sqlite::open(&url).await?, &settings).await
-        } else {
-            command.run(Postgres::open(&url).await?, &settings).await
+        let looks = matches!(&command, Command::Run(run) if run.only_looks());
+        match (url.starts_with("sqlite:"), looks) {
+            (true, false) => command.run(Sqlite::open(&url).await?, &settings).await,
+            (true, true) => command.run(Sqlite::look(&url).await?, &settings).await,
+            (false, false) => command.run(Postgres::open(&url).await?, &settings).await,
+            (false, true) => command.run(Postgres::look(&url).await?, &settings).await,
         }
     });
     // A read of standard input that nobody waits for any more must not keep the process.

@@ -5,6 +5,7 @@
 //! state that a restart would lose, or knows of another.
 
 pub mod deliver;
+pub mod dry_run;
 pub mod expire;
 pub mod guard;
 pub mod purge;
@@ -119,8 +120,14 @@ impl Rules {
         }
     }
 
-    /// Who is told of these tokens.
-    async fn recipients<S: Store>(&self, store: &S, tokens: &[&Candidate], now: Timestamp) -> Result<Recipients> {
+    /// Who is told of these tokens. `newcomers` take mail, though the store does not have them yet.
+    async fn recipients<S: Store>(
+        &self,
+        store: &S,
+        tokens: &[&Candidate],
+        newcomers: &[ContactId],
+        now: Timestamp,
+    ) -> Result<Recipients> {
         let (mut speakers, mut watchers, mut zones) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut addressees = HashMap::new();
         if !tokens.is_empty() {
@@ -139,6 +146,7 @@ impl Rules {
             contacts.sort_unstable();
             contacts.dedup();
             addressees = store.addressees(&contacts).await?;
+            addressees.extend(newcomers.iter().map(|contact| (*contact, Addressee::default())));
         }
         Ok(Recipients { now, speakers, watchers, addressees, zones })
     }

@@ -8,6 +8,7 @@
 //! On SIGTERM or SIGINT no new work begins and what is in flight is finished; a second signal ends the process at once.
 
 mod counts;
+mod once;
 mod pass;
 mod reload;
 mod steady;
@@ -31,18 +32,17 @@ use uuid::Uuid;
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Schedule;
 use crate::coverage::InTime;
-use crate::digest::Digest;
 use crate::health::Health;
 use crate::http::{self, Site};
 use crate::jobs::Rules;
-use crate::jobs::deliver::{Delivered, Deliverer, Terms};
+use crate::jobs::deliver::{Deliverer, Terms};
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
 use crate::metrics::Metrics;
-use crate::policies::Group;
 use crate::policy::Lead;
 use crate::store::{self, Store};
+pub use once::{OnceReport, dry_run, run_once};
 pub use reload::{Files, Reload, Reloaded};
 
 use counts::{Counts, What};
@@ -91,21 +91,6 @@ impl Watch {
     fn new(rules: &Rules, schedule: &Schedule, now: Timestamp) -> Self {
         Self { metrics: Arc::new(Metrics::new(&rules.leads())), health: Arc::new(Health::new(schedule.clone(), now)) }
     }
-}
-
-/// What `run --once` did.
-#[derive(Debug)]
-pub struct OnceReport {
-    /// Each job and what it did, in words.
-    pub lines: Vec<(&'static str, String)>,
-    /// The mail server refuses everybody: messages wait.
-    pub mail_refused: bool,
-    /// A guard kept messages back, or tokens from being marked expired.
-    pub guarded: bool,
-    /// Why nothing was expired and no reminder written, where the clock cannot be believed.
-    pub wrong_clock: Option<String>,
-    /// It was told to stop, and may have left something undone.
-    pub stopped: bool,
 }
 
 /// What `deliver` goes by from now on.
@@ -231,71 +216,6 @@ pub async fn run<S: Store>(
     result.context("a job panicked")
 }
 
-/// Runs every job until nothing is due, one after the other, or until `stop` is cancelled: then what is in flight is
-/// finished. A clock that shows an earlier time than the last pass was recorded at is not believed; one that leapt ahead
-/// cannot be told from a pause between two runs.
-///
-/// # Errors
-/// When the store fails.
-pub async fn run_once<S: Store>(
-    store: S,
-    clock: Arc<SystemClock>,
-    setup: Setup,
-    stop: CancellationToken,
-) -> store::Result<OnceReport> {
-    let Setup { schedule, mut rules, retention, composer, transports, terms, http: _ } = setup;
-    let watch = Watch::new(&rules, &schedule, clock.now());
-    // Everything is planned before the first mail goes out: there is nothing to wait for.
-    let at_once = |digest: &Digest| Digest { hold: TimeDelta::zero(), ..digest.clone() };
-    rules.digest = at_once(&rules.digest);
-    rules.groups = rules.groups.iter().map(|group| Group { digest: at_once(&group.digest), ..group.clone() }).collect();
-    let (_never_replaced, orders) = watch::channel(Arc::new(Orders { schedule, rules, retention }));
-    let planner = Planner {
-        store: store.clone(),
-        clock: clock.clone(),
-        orders,
-        holder: Uuid::new_v4(),
-        opened: Arc::default(),
-        pulse: Pulse::new("once"),
-        stop: stop.clone(),
-        steady: Arc::default(),
-        watch,
-    };
-    planner.started().await?;
-    let mut lines = Vec::new();
-    let mut guarded = false;
-    let mut wrong_clock = None;
-    for task in [Task::Expire, Task::Remind] {
-        let waits = planner.clock_waits(task);
-        // It records that it did nothing, and when: the next run finds the clock steady.
-        let tally = planner.pass(task).await?;
-        if let Some(waits) = waits {
-            lines.push((task.name(), "waits: the clock cannot be believed".to_owned()));
-            wrong_clock = Some(waits.why);
-            continue;
-        }
-        guarded |= tally.as_ref().is_some_and(pass::Tally::was_guarded);
-        lines.push((task.name(), in_words(tally)));
-    }
-    let mut deliverer = Deliverer::new(store, clock, composer, transports, terms, planner.holder);
-    let delivered = deliver_all(&mut deliverer, &stop).await?;
-    let mail_refused = deliverer.is_paused();
-    let delivered = match (mail_refused, delivered == Delivered::default()) {
-        (false, _) => delivered.to_string(),
-        (true, true) => "waits: mail could not be handed over".to_owned(),
-        (true, false) => format!("{delivered}; the rest waits: mail could not be handed over"),
-    };
-    lines.push((crate::jobs::deliver::NAME, delivered));
-    deliverer.close().await;
-    lines.push((Task::Purge.name(), in_words(planner.pass(Task::Purge).await?)));
-    Ok(OnceReport { lines, mail_refused, guarded, wrong_clock, stopped: stop.is_cancelled() })
-}
-
-/// What a pass did, in words.
-fn in_words(tally: Option<pass::Tally>) -> String {
-    tally.map_or_else(|| "another process is at it".to_owned(), |tally| tally.to_string())
-}
-
 /// Follows the store's clock, where it has one of its own. An answer that took longer than a second says too little and
 /// is passed over.
 ///
@@ -359,41 +279,6 @@ async fn wake_while_behind(
 /// What delivery logs belongs to its pass, as with the other jobs.
 fn deliver_span() -> tracing::Span {
     tracing::info_span!("pass", job = crate::jobs::deliver::NAME)
-}
-
-/// Delivers until nothing is due, and waits for the last of it. Stopped, or when the store fails, it begins nothing more and
-/// finishes what is in flight.
-async fn deliver_all<S: Store, C: Clock + Clone>(
-    deliverer: &mut Deliverer<S, C>,
-    stop: &CancellationToken,
-) -> store::Result<Delivered> {
-    let mut total = Delivered::default();
-    let result = loop {
-        if stop.is_cancelled() {
-            tracing::info!("stopping: what is in flight is finished first");
-            break Ok(());
-        }
-        match deliverer.step().instrument(deliver_span()).await {
-            Ok(outcome) => {
-                total += outcome.did;
-                if outcome.more {
-                    continue;
-                }
-            }
-            Err(error) => break Err(error),
-        }
-        tokio::select! {
-            () = stop.cancelled() => {}
-            under_way = deliverer.wait() => if !under_way {
-                return Ok(total);
-            },
-        }
-    };
-    match tokio::time::timeout(FINISH, deliverer.finish()).await {
-        Ok(did) => total += did?,
-        Err(_) => tracing::warn!("a message in flight took too long: its lease ends by itself"),
-    }
-    result.map(|()| total)
 }
 
 async fn deliver<S: Store>(

@@ -18,11 +18,12 @@ mod common_messages;
 pub mod copy;
 pub mod due;
 mod error;
+pub mod foresight;
 mod indexes;
 pub mod imports;
 pub mod jobs;
 pub mod messages;
-mod needed;
+pub(crate) mod needed;
 pub mod outbox;
 pub mod planning;
 mod postgres;
@@ -40,6 +41,7 @@ pub use backup::Backup;
 pub use bounces::Bounces;
 pub use due::Due;
 pub use error::Error;
+pub use foresight::Foresight;
 pub use imports::Imports;
 pub use indexes::Indexes;
 pub use jobs::Jobs;
@@ -55,7 +57,20 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// A store of tokens, reminders and messages. Cheap to clone; clones share their connections.
 pub trait Store:
-    Accounts + Imports + Due + Planning + Outbox + Bounces + Messages + Reports + Jobs + Clone + Send + Sync + 'static
+    Accounts
+    + Imports
+    + Due
+    + Planning
+    + Outbox
+    + Bounces
+    + Messages
+    + Reports
+    + Foresight
+    + Jobs
+    + Clone
+    + Send
+    + Sync
+    + 'static
 {
     /// How many tokens a planning step looks at, and how many rows of a list are imported at once. Larger batches are faster, and lock what they write for longer.
     const BATCH: u32;
@@ -93,6 +108,25 @@ pub trait Store:
 
     /// Closes all connections.
     fn close(&self) -> impl Future<Output = ()> + Send;
+}
+
+/// The last migration that a database has had.
+const LAST_MIGRATION: &str = "SELECT version FROM _sqlx_migrations WHERE success ORDER BY version DESC LIMIT 1";
+
+/// Whether a database that was asked for [`LAST_MIGRATION`] can be used as it is.
+fn up_to_date(migrations: &sqlx::migrate::Migrator, applied: Option<(i64,)>) -> Result<()> {
+    let ours = migrations.iter().map(|migration| migration.version).max().unwrap_or_default();
+    match applied {
+        Some((applied,)) if applied == ours => Ok(()),
+        Some((applied,)) if applied > ours => {
+            Err(migration_error(sqlx::migrate::MigrateError::VersionMissing(applied)))
+        }
+        Some((applied,)) => Err(Error::Open(format!(
+            "the store has migration {applied}, and this version of lapsed needs {ours}: the next command that writes brings \
+             it up to date"
+        ))),
+        None => Err(Error::Open("the store is empty: the next command that writes makes its tables".to_owned())),
+    }
 }
 
 fn migration_error(error: sqlx::migrate::MigrateError) -> Error {

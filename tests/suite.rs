@@ -11,6 +11,7 @@ mod crashes;
 mod daemon;
 mod delivery;
 mod docs;
+mod dry_run;
 mod endings;
 mod everyday;
 mod guards;

@@ -34,6 +34,11 @@ pub struct FormatArg {
 }
 
 impl FormatArg {
+    /// This one, or the default.
+    pub fn of(format: Option<Format>) -> Self {
+        Self { format: format.unwrap_or_default() }
+    }
+
     /// Whether people read it.
     pub fn is_table(self) -> bool {
         self.format == Format::Table

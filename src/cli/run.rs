@@ -1,5 +1,6 @@
 //! `lapsed run`
 
+mod dry_run;
 mod reload;
 
 use std::collections::HashMap;
@@ -11,6 +12,7 @@ use chrono::TimeDelta;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::listing::{Format, FormatArg};
 use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, InForce, Settings};
@@ -35,6 +37,12 @@ pub struct Run {
     /// Do everything that is due now, then exit
     #[arg(long)]
     once: bool,
+    /// Print what would be done now instead of doing it: nothing is written, nothing is sent
+    #[arg(long, requires = "once")]
+    dry_run: bool,
+    /// How to write that list
+    #[arg(long, value_enum, requires = "dry_run")]
+    format: Option<Format>,
     /// Where its settings came from
     #[arg(skip)]
     source: Option<Source>,
@@ -57,12 +65,20 @@ impl Run {
         Files::seen(vec![config::file(named).to_owned()])
     }
 
+    /// Whether it only looks.
+    pub(super) fn only_looks(&self) -> bool {
+        self.dry_run
+    }
+
     /// Notes where the settings came from.
     pub(super) fn came_from(&mut self, named: Option<PathBuf>, files: Files, in_force: Vec<InForce>) {
         self.source = Some(Source { named, files, in_force });
     }
 
     pub(super) async fn run<S: Store>(self, store: S, clock: Arc<SystemClock>, settings: &Settings) -> Outcome {
+        if self.dry_run {
+            return dry_run::run(&store, &*clock, settings, FormatArg::of(self.format)).await;
+        }
         let setup = setup(&store, &*clock, settings).await?;
         let leads: Vec<String> = setup.rules.leads().iter().map(Lead::to_string).collect();
         tracing::info!(store = %settings.store.url, leads = leads.join(" "), "the store is open");
@@ -100,8 +116,7 @@ impl Run {
 }
 
 async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> Result<Setup, Failure> {
-    let usage = |problem: &dyn std::fmt::Display| Failure::Usage(problem.to_string());
-    let (transport, _) = settings.require_mail().map_err(|error| usage(&error))?;
+    let (transport, _) = settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
     let mail = &settings.mail;
     let return_path = mail.bounce.as_ref().map(bounce::return_path).transpose()?;
     let composer = super::mail::composer(settings)?.with_return_path(return_path);
@@ -114,31 +129,62 @@ async fn setup<S: Store>(store: &S, clock: &impl Clock, settings: &Settings) -> 
             (sessions.map(|session| Transport::Smtp(Box::new(session))).collect(), smtp.every, smtp.idle_timeout)
         }
     };
-    let fallback = match &mail.fallback_to {
-        Some(address) => {
-            Some(Address::parse(address.as_ref()).map_err(|error| usage(&format!("mail.fallback_to: {error}")))?)
-        }
-        None => None,
-    };
-    let fallback = store.set_fallback(fallback.as_ref(), clock.now()).await?;
-    let policy = policy(settings);
-    let retention = Retention {
-        reminders: settings.retention.reminders,
-        messages: settings.retention.messages,
-        ended_tokens: settings.retention.ended_tokens,
-    };
+    let fallback = store.set_fallback(fallback(settings)?.as_ref(), clock.now()).await?;
     let mut named = HashMap::new();
-    for address in settings.reminders.policies.iter().flat_map(|policy| &policy.contacts) {
+    for address in named_by_policies(settings) {
         named.insert(address.clone(), store.make_contact(&address.clone().into(), clock.now()).await?);
     }
-    let groups: Arc<[Group]> = groups(settings, |address| named.get(address).copied()).into();
-    let digest = digest(settings, &policy, None);
-    let guard = Guard::new(settings.guard.messages_per_hour, settings.guard.expired_per_hour);
-    let skip_unused = settings.reminders.skip_unused;
-    let rules = Rules { policy, digest, groups: groups.clone(), skip_unused, fallback, batch: S::BATCH, guard };
-    let remember = settings.digest.min_interval.is_some();
-    let terms = Terms { fallback, give_up_after: mail.give_up_after, every, idle, groups, remember };
-    Ok(Setup { schedule: settings.schedule.clone(), rules, retention, composer, transports, terms, http: None })
+    let rules = rules::<S>(settings, fallback, |address| named.get(address).copied());
+    let terms = Terms { every, idle, ..terms(settings, &rules) };
+    let schedule = settings.schedule.clone();
+    Ok(Setup { schedule, rules, retention: retention(settings), composer, transports, terms, http: None })
+}
+
+/// Who hears of what nobody else could be told.
+fn fallback(settings: &Settings) -> Result<Option<Address>, Failure> {
+    let parse = |address: &lettre::Address| {
+        Address::parse(address.as_ref()).map_err(|error| Failure::Usage(format!("mail.fallback_to: {error}")))
+    };
+    settings.mail.fallback_to.as_ref().map(parse).transpose()
+}
+
+fn named_by_policies(settings: &Settings) -> impl Iterator<Item = &Address> {
+    settings.reminders.policies.iter().flat_map(|policy| &policy.contacts)
+}
+
+/// What the planning jobs decide by.
+fn rules<S: Store>(
+    settings: &Settings,
+    fallback: Option<ContactId>,
+    id: impl Fn(&Address) -> Option<ContactId>,
+) -> Rules {
+    let policy = policy(settings);
+    Rules {
+        digest: digest(settings, &policy, None),
+        policy,
+        groups: groups(settings, id).into(),
+        skip_unused: settings.reminders.skip_unused,
+        fallback,
+        batch: S::BATCH,
+        guard: Guard::new(settings.guard.messages_per_hour, settings.guard.expired_per_hour),
+    }
+}
+
+/// What delivery goes by, at any rate and over any session.
+fn terms(settings: &Settings, rules: &Rules) -> Terms {
+    Terms {
+        fallback: rules.fallback,
+        give_up_after: settings.mail.give_up_after,
+        every: Duration::ZERO,
+        idle: Duration::MAX,
+        groups: rules.groups.clone(),
+        remember: settings.digest.min_interval.is_some(),
+    }
+}
+
+fn retention(settings: &Settings) -> Retention {
+    let config::Retention { reminders, messages, ended_tokens } = settings.retention;
+    Retention { reminders, messages, ended_tokens }
 }
 
 /// Which reminders the configuration asks for, where no policy says anything else.

@@ -12,6 +12,7 @@
 //! sessions, which one claim then serves, while the other half sends.
 
 mod attempt;
+pub(in crate::jobs) mod foresee;
 mod pace;
 mod pause;
 mod record;

@@ -15,6 +15,7 @@ use crate::policy::{Decision, Lead, expired_notice};
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Watermark, Written};
 use crate::store::{Result, Store};
+use crate::token::ContactId;
 
 /// The job's name in the store and in logs.
 pub const NAME: &str = "expire";
@@ -92,18 +93,8 @@ async fn write<S: Store>(
     page: &mut [Candidate],
     reached: Option<Watermark>,
 ) -> Result<Written> {
-    rules.describe(store, page).await?;
+    let reminders = decide(store, rules, now, page, &[]).await?;
     let page: &[Candidate] = page;
-    let notice = |token: &Candidate| {
-        let notice = expired_notice(&rules.policy, token.deadline.expires_at, now);
-        notice.filter(|_| rules.speaks_of(token.usage, now))
-    };
-    let noticed: Vec<(&Candidate, Decision)> =
-        page.iter().filter_map(|token| notice(token).map(|decision| (token, decision))).collect();
-    let tokens: Vec<&Candidate> = noticed.iter().map(|(token, _)| *token).collect();
-    let recipients = rules.recipients(store, &tokens, now).await?;
-    let reminders: Vec<NewReminder> =
-        noticed.iter().flat_map(|(token, decision)| rules.rows(token, Lead::EXPIRED, *decision, &recipients)).collect();
     let may_open = match reminders.len() {
         0 => None,
         wanted => rules.guard.may_open(store, wanted, now).await?,
@@ -115,6 +106,28 @@ async fn write<S: Store>(
     written.lags = page.iter().take(marked).map(|token| now - token.deadline.expires_at).collect();
     guard::report(&written);
     Ok(written)
+}
+
+/// What is to be written about tokens that have reached their deadline. `newcomers` take mail, though the store does not have
+/// them yet.
+pub(super) async fn decide<S: Store>(
+    store: &S,
+    rules: &Rules,
+    now: Timestamp,
+    page: &mut [Candidate],
+    newcomers: &[ContactId],
+) -> Result<Vec<NewReminder>> {
+    rules.describe(store, page).await?;
+    let page: &[Candidate] = page;
+    let notice = |token: &Candidate| {
+        let notice = expired_notice(&rules.policy, token.deadline.expires_at, now);
+        notice.filter(|_| rules.speaks_of(token.usage, now))
+    };
+    let noticed: Vec<(&Candidate, Decision)> =
+        page.iter().filter_map(|token| notice(token).map(|decision| (token, decision))).collect();
+    let tokens: Vec<&Candidate> = noticed.iter().map(|(token, _)| *token).collect();
+    let recipients = rules.recipients(store, &tokens, newcomers, now).await?;
+    Ok(noticed.iter().flat_map(|(token, decision)| rules.rows(token, Lead::EXPIRED, *decision, &recipients)).collect())
 }
 
 /// Makes a batch of tokens active again that a wrong clock expired before their deadline. On a sound clock this is one

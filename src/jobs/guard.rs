@@ -27,10 +27,10 @@ pub const LEAST: u64 = 10_000;
 const COUNTED_FOR: TimeDelta = TimeDelta::hours(1);
 
 /// A held message that comes so near its token's deadline is told of again.
-const URGENT: TimeDelta = TimeDelta::days(1);
+pub(super) const URGENT: TimeDelta = TimeDelta::days(1);
 
 /// The least time between two mails about what a guard holds, while there is more and more of it.
-const TOLD_EVERY: TimeDelta = TimeDelta::hours(1);
+pub(super) const TOLD_EVERY: TimeDelta = TimeDelta::hours(1);
 
 /// Both guards. Clones share what was counted.
 #[derive(Clone, Debug)]
@@ -68,7 +68,8 @@ impl Guard {
         };
         let count = async {
             let counts = store.token_counts(now).await?;
-            Ok(counts.active + counts.past_deadline)
+            // A tenth of what there was before the hour began.
+            Ok(counts.active + counts.past_deadline + used)
         };
         left(self.expired, used, wanted, &self.tokens, now, count).await.map(Some)
     }

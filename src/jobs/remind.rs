@@ -12,6 +12,7 @@ use crate::store::due::ToRemind;
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Progress, Watermark, Written};
 use crate::store::{Result, Store};
+use crate::token::ContactId;
 
 /// The job's name in the store and in logs.
 pub const NAME: &str = "remind";
@@ -101,15 +102,40 @@ async fn write<S: Store>(
     page: &[Candidate],
     progress: Progress,
 ) -> Result<Written> {
+    let crossed = match progress {
+        Progress::Planned => None,
+        Progress::Reached(lead, _) => Some(lead),
+    };
+    let reminders = decide(store, rules, now, page, crossed, &[]).await?;
+    let may_open = match reminders.len() {
+        0 => None,
+        wanted => rules.guard.may_open(store, wanted, now).await?,
+    };
+    let decided = Decided { now, looked_at: page, reminders, may_open };
+    let written = store.plan(lease, decided, progress).await?;
+    guard::report(&written);
+    Ok(written)
+}
+
+/// What is to be written about tokens that were described: that have crossed this lead, or else are marked. `newcomers` take
+/// mail, though the store does not have them yet.
+pub(super) async fn decide<S: Store>(
+    store: &S,
+    rules: &Rules,
+    now: Timestamp,
+    page: &[Candidate],
+    crossed: Option<Lead>,
+    newcomers: &[ContactId],
+) -> Result<Vec<NewReminder>> {
     // A page of one lead leaves wider ones alone, and the tokens whose policy does not have that lead.
     let due = |token: &Candidate| {
         let policy = rules.terms(token).policy;
-        let widest = match progress {
-            Progress::Planned => policy.leads().first().copied(),
-            Progress::Reached(lead, _) => Some(lead).filter(|lead| policy.leads().contains(lead)),
+        let widest = match crossed {
+            None => policy.leads().first().copied(),
+            Some(lead) => Some(lead).filter(|lead| policy.leads().contains(lead)),
         };
         let mut due = widest.map_or_else(Vec::new, |widest| due_reminders(policy, token.deadline, now, widest));
-        if let (Progress::Planned, Some(moved_from)) = (&progress, token.moved_from) {
+        if let (None, Some(moved_from)) = (crossed, token.moved_from) {
             let notice = change_notice(policy, moved_from, token.deadline.expires_at, now, &due);
             due.extend(notice.map(|decision| (Lead::CHANGED, decision)));
         }
@@ -122,18 +148,10 @@ async fn write<S: Store>(
         .filter(|(_, due)| !due.is_empty())
         .collect();
     let tokens: Vec<&Candidate> = due.iter().map(|(token, _)| *token).collect();
-    let recipients = rules.recipients(store, &tokens, now).await?;
-    let reminders: Vec<NewReminder> = due
+    let recipients = rules.recipients(store, &tokens, newcomers, now).await?;
+    let rows = due
         .iter()
         .flat_map(|(token, due)| due.iter().map(move |(lead, decision)| (*token, *lead, *decision)))
-        .flat_map(|(token, lead, decision)| rules.rows(token, lead, decision, &recipients))
-        .collect();
-    let may_open = match reminders.len() {
-        0 => None,
-        wanted => rules.guard.may_open(store, wanted, now).await?,
-    };
-    let decided = Decided { now, looked_at: page, reminders, may_open };
-    let written = store.plan(lease, decided, progress).await?;
-    guard::report(&written);
-    Ok(written)
+        .flat_map(|(token, lead, decision)| rules.rows(token, lead, decision, &recipients));
+    Ok(rows.collect())
 }

@@ -17,6 +17,7 @@ use crate::config::Schedule;
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
 use crate::store::jobs::{Lease, RECONCILE};
+use crate::store::planning::{Purged, Written};
 use crate::store::{Error, Result, Store};
 
 /// A job that one process does at a time.
@@ -108,6 +109,26 @@ const HELD: &str = "messages held";
 const WAITS: &str = "steps that the guard stopped";
 
 impl Tally {
+    /// What `expire` did.
+    pub(super) fn expired(&mut self, did: &Written) {
+        self.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
+        self.add([(HELD, did.held), (WAITS, u64::from(did.waits))]);
+    }
+
+    /// What `remind` did.
+    pub(super) fn reminded(&mut self, did: &Written) {
+        self.add([("reminders", did.pending), ("settled", did.settled), (HELD, did.held)]);
+    }
+
+    /// What `purge` did.
+    pub(super) fn purged(&mut self, did: &Purged) {
+        self.add([
+            ("reminders purged", did.reminders),
+            ("messages purged", did.messages),
+            ("tokens purged", did.tokens),
+        ]);
+    }
+
     /// Whether a guard kept something back.
     pub(super) fn was_guarded(&self) -> bool {
         self.get(HELD) > 0 || self.get(WAITS) > 0
@@ -117,9 +138,7 @@ impl Tally {
 impl<S: Store> Planner<S> {
     /// Compares the clock with what the last pass was recorded at, by whichever process that was.
     pub(super) async fn started(&self) -> Result<()> {
-        let records = self.store.job_records().await?;
-        let last =
-            records.iter().filter(|record| record.name == Task::Expire.name()).filter_map(|r| r.finished_at).max();
+        let last = last_pass(&self.store).await?;
         let mut steady = self.steady.lock().unwrap_or_else(PoisonError::into_inner);
         steady.started(self.clock.now(), Instant::now(), last);
         Ok(())
@@ -215,7 +234,7 @@ impl<S: Store> Planner<S> {
             Task::Expire => !self.store.to_expire(now).await?.is_nothing(now),
             Task::Remind => {
                 let due = self.store.to_remind(now).await?;
-                remind::is_due(&due, &orders.rules, now) || self.reconcile_is_due(due.reconciled_at, now)
+                remind::is_due(&due, &orders.rules, now) || reconcile_is_due(&orders.schedule, due.reconciled_at, now)
             }
             Task::Purge => self.store.to_purge(orders.retention.cutoffs(now)).await?,
         })
@@ -273,24 +292,19 @@ impl<S: Store> Planner<S> {
         match task {
             Task::Expire => {
                 let Outcome { did, more } = expire::step(&self.store, lease, rules, now).await?;
-                tally.add([("tokens expired", did.tokens), ("reminders", did.pending), ("settled", did.settled)]);
-                tally.add([(HELD, did.held), (WAITS, u64::from(did.waits))]);
+                tally.expired(&did);
                 self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Remind => {
                 let Outcome { did, more } = remind::step(&self.store, lease, rules, now).await?;
-                tally.add([("reminders", did.pending), ("settled", did.settled), (HELD, did.held)]);
+                tally.reminded(&did);
                 self.watch.metrics.planned(&did);
                 Ok(more)
             }
             Task::Purge => {
                 let Outcome { did, more } = purge::step(&self.store, lease, orders.retention, now).await?;
-                tally.add([
-                    ("reminders purged", did.reminders),
-                    ("messages purged", did.messages),
-                    ("tokens purged", did.tokens),
-                ]);
+                tally.purged(&did);
                 Ok(more)
             }
         }
@@ -307,17 +321,9 @@ impl<S: Store> Planner<S> {
         Ok(more)
     }
 
-    /// Whether the time of the daily reconcile pass has come since the last one, by whichever process that was: a host that
-    /// was down at that hour, or whose store was, does it when it is back.
-    fn reconcile_is_due(&self, last: Option<Timestamp>, now: Timestamp) -> bool {
-        let orders = self.orders();
-        let due_after = |last| orders.schedule.reconcile.next_after(last).is_some_and(|next| next <= now);
-        last.is_none_or(|last| last > now || due_after(last))
-    }
-
     async fn reconcile_if_due(&self, lease: &Lease) -> Result<()> {
         let now = self.clock.now();
-        if !self.reconcile_is_due(self.store.to_remind(now).await?.reconciled_at, now) {
+        if !reconcile_is_due(&self.orders().schedule, self.store.to_remind(now).await?.reconciled_at, now) {
             return Ok(());
         }
         let Some(own) = self.store.lease(RECONCILE, self.holder, now).await? else { return Ok(()) };
@@ -326,6 +332,26 @@ impl<S: Store> Planner<S> {
         self.watch.health.succeeded(RECONCILE, now);
         Ok(())
     }
+}
+
+/// When a pass of `expire` was last recorded.
+async fn last_pass<S: Store>(store: &S) -> Result<Option<Timestamp>> {
+    let records = store.job_records().await?;
+    Ok(records.iter().filter(|record| record.name == Task::Expire.name()).filter_map(|record| record.finished_at).max())
+}
+
+/// Whether a process that starts now may plan by this clock; else why not.
+pub(super) async fn believed<S: Store>(store: &S, now: Timestamp) -> Result<std::result::Result<(), String>> {
+    let (mut steady, passed) = (Steady::default(), Instant::now());
+    steady.started(now, passed, last_pass(store).await?);
+    Ok(steady.look(now, passed).map_or(Ok(()), |waits| Err(waits.why)))
+}
+
+/// Whether the time of the daily reconcile pass has come since the last one, by whichever process that was: a host that was
+/// down at that hour, or whose store was, does it when it is back.
+pub(super) fn reconcile_is_due(schedule: &Schedule, last: Option<Timestamp>, now: Timestamp) -> bool {
+    let due_after = |last| schedule.reconcile.next_after(last).is_some_and(|next| next <= now);
+    last.is_none_or(|last| last > now || due_after(last))
 }
 
 fn millis_since(started: Instant) -> u64 {

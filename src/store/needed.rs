@@ -11,26 +11,26 @@ use crate::policy::Lead;
 use crate::token::{Bucket, ContactId};
 
 /// A row that is new to the ledger, as the insertion returns it: contact, state, whether it is escalated, token and lead.
-pub(super) type Inserted = (Uuid, String, bool, Uuid, i64);
+pub(crate) type Inserted = (Uuid, String, bool, Uuid, i64);
 
 /// A contact that needs a message, and from when on that may be sent.
-pub(super) type Wanted = (ContactId, Timestamp);
+pub(crate) type Wanted = (ContactId, Timestamp);
 
 /// The contacts that need a message, each once.
-pub(super) struct Needed {
+pub(crate) struct Needed {
     /// For their reminders, in the order in which these were decided: the most urgent first.
-    pub(super) reminders: Vec<Wanted>,
+    pub(crate) reminders: Vec<Wanted>,
     /// For what is escalated to them.
-    pub(super) escalations: Vec<Wanted>,
+    pub(crate) escalations: Vec<Wanted>,
     /// How many reminders are to be sent.
-    pub(super) pending: u64,
+    pub(crate) pending: u64,
     /// All that were written.
-    pub(super) reminded: Reminded,
+    pub(crate) reminded: Reminded,
 }
 
 impl Needed {
     /// By what was decided, and what of it is new to the ledger. A message may go as soon as one of its reminders may.
-    pub(super) fn new(decided: &[NewReminder], inserted: &[Inserted], now: Timestamp) -> Self {
+    pub(crate) fn new(decided: &[NewReminder], inserted: &[Inserted], now: Timestamp) -> Self {
         let new: HashSet<(Uuid, bool, Uuid, i64)> = inserted
             .iter()
             .filter(|(_, state, ..)| state == ReminderState::Pending.as_str())
@@ -64,7 +64,7 @@ impl Needed {
     }
 
     /// The contacts whose message would be one too many, where so many may be opened and these have one already.
-    pub(super) fn beyond(&self, most: u64, open: &HashSet<Uuid>) -> Vec<ContactId> {
+    pub(crate) fn beyond(&self, most: u64, open: &HashSet<Uuid>) -> Vec<ContactId> {
         let most = usize::try_from(most).unwrap_or(usize::MAX);
         let contacts = self.reminders.iter().map(|(contact, _)| *contact);
         let mut beyond: Vec<ContactId> =
@@ -74,7 +74,7 @@ impl Needed {
     }
 
     /// The contacts that need a message for their reminders, without these.
-    pub(super) fn all_but(&self, held: &[ContactId]) -> Vec<Wanted> {
+    pub(crate) fn all_but(&self, held: &[ContactId]) -> Vec<Wanted> {
         let held: HashSet<ContactId> = held.iter().copied().collect();
         let mut wanted: Vec<Wanted> =
             self.reminders.iter().filter(|(contact, _)| !held.contains(contact)).copied().collect();
@@ -89,14 +89,14 @@ fn in_order(contact: &ContactId) -> (Bucket, ContactId) {
 }
 
 /// In the order of the ledger's key: neighbours in its pages one after the other.
-pub(super) fn in_key_order(reminders: &[NewReminder]) -> Vec<&NewReminder> {
+pub(crate) fn in_key_order(reminders: &[NewReminder]) -> Vec<&NewReminder> {
     let mut rows: Vec<&NewReminder> = reminders.iter().collect();
     rows.sort_unstable_by_key(|r| (r.bucket(), r.token, r.generation, r.lead, r.contact));
     rows
 }
 
 /// The first deadline that each contact is to be told of.
-pub(super) fn first_deadlines(contacts: &[ContactId], reminders: &[NewReminder], now: Timestamp) -> Vec<Timestamp> {
+pub(crate) fn first_deadlines(contacts: &[ContactId], reminders: &[NewReminder], now: Timestamp) -> Vec<Timestamp> {
     let mut first: HashMap<ContactId, Timestamp> = HashMap::new();
     for reminder in reminders.iter().filter(|reminder| reminder.state == ReminderState::Pending) {
         if let Some(contact) = reminder.contact {

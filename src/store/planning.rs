@@ -184,7 +184,7 @@ const DIGEST_EVERY: TimeDelta = TimeDelta::days(1);
 
 /// From when on a digest of escalations may be claimed, if the last one was first claimed then. One that lies in the
 /// future was claimed by a wrong clock, and is not waited for.
-pub(super) fn next_digest(last: Option<Timestamp>, now: Timestamp, not_before: Timestamp) -> Timestamp {
+pub(crate) fn next_digest(last: Option<Timestamp>, now: Timestamp, not_before: Timestamp) -> Timestamp {
     let next = last.filter(|last| *last <= now).map_or(not_before, |last| last + DIGEST_EVERY);
     next.max(not_before)
 }

@@ -184,9 +184,32 @@ impl Postgres {
             .map_err(|error| Error::Open(format!("cannot connect to PostgreSQL at {at}: {error}")))?;
         MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
         connection.close().await?;
+        Ok(Self::by(options))
+    }
+
+    /// Connects to a database that is up to date, to look at it: whatever would write to it fails.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or its schema is not this program's.
+    pub async fn look(url: &str) -> Result<Self> {
+        let options: PgConnectOptions =
+            url.parse().map_err(|error| Error::Open(format!("the PostgreSQL URL cannot be read: {error}")))?;
+        let options = options.application_name("lapsed").options([("default_transaction_read_only", "on")]);
+        let at = format!("{}:{}", options.get_host(), options.get_port());
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(|error| Error::Open(format!("cannot connect to PostgreSQL at {at}: {error}")))?;
+        let applied: Option<(i64,)> =
+            sqlx::query_as(super::LAST_MIGRATION).fetch_optional(&mut connection).await.unwrap_or(None);
+        connection.close().await?;
+        super::up_to_date(&MIGRATIONS, applied)?;
+        Ok(Self::by(options))
+    }
+
+    fn by(options: PgConnectOptions) -> Self {
         let pools = Arc::new(RwLock::new(Pools::new(&options, 0)));
         let lines = Lines::new(options.clone());
-        Ok(Self { options, patience: PATIENCE, pools, kept: Arc::default(), kept_relaxed: Arc::default(), lines })
+        Self { options, patience: PATIENCE, pools, kept: Arc::default(), kept_relaxed: Arc::default(), lines }
     }
 
     /// The same, with another limit to how long the server may be silent while a job waits for it.
@@ -282,7 +305,7 @@ impl Postgres {
         self.pools().relaxed
     }
 
-    fn reader(&self) -> PgPool {
+    pub(super) fn reader(&self) -> PgPool {
         self.pool()
     }
 }

@@ -25,7 +25,8 @@ use crate::policy::{Deadline, Lead, Usage};
 use crate::token::{Address, Contact, ContactId, Owner, Suppressed, Token, TokenId};
 
 pub(super) use messages::{
-    CarriedRow, ClaimAndContactRow, ClaimRow, ContentRow, MessageRow, ReportRow, claimed, message_count, message_state,
+    CarriedRow, ClaimAndContactRow, ClaimRow, ContentRow, MessageRow, QueuedRow, ReportRow, alerted, claimed,
+    message_count, message_state,
 };
 
 /// An instant as either back end keeps it.

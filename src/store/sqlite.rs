@@ -134,6 +134,25 @@ impl Sqlite {
         Ok(Self { options, writer, readers })
     }
 
+    /// Opens a file that is there and up to date, to look at it: whatever would write to it fails.
+    ///
+    /// # Errors
+    /// When there is no such file, it cannot be read, or its schema is not this program's.
+    pub async fn look(url: &str) -> Result<Self> {
+        let path = path(url)?;
+        if !path.try_exists().unwrap_or(true) {
+            return Err(Error::Open(format!("there is no store {} yet", path.display())));
+        }
+        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY).pragma("query_only", "ON");
+        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY);
+        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error, &path))?;
+        let readers = pool(READERS).connect_lazy_with(options.clone());
+        let applied: Option<(i64,)> =
+            sqlx::query_as(super::LAST_MIGRATION).fetch_optional(&readers).await.unwrap_or(None);
+        super::up_to_date(&MIGRATIONS, applied)?;
+        Ok(Self { options, writer, readers })
+    }
+
     pub(super) async fn begin(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
         Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
     }
@@ -144,7 +163,7 @@ impl Sqlite {
     }
 
     /// For a list of any length.
-    async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
+    pub(super) async fn begin_long_read(&self) -> Result<Transaction<'static, sqlx::Sqlite>> {
         Ok(self.readers.begin().await?)
     }
 
@@ -174,7 +193,7 @@ impl Sqlite {
         self.writer()
     }
 
-    fn reader(&self) -> SqlitePool {
+    pub(super) fn reader(&self) -> SqlitePool {
         self.readers.clone()
     }
 

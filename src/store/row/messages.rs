@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{At, ContactRow, broken, word};
 use crate::clock::Timestamp;
 use crate::policy::{Claimed, Lead, Reason};
+use crate::store::foresight::{Alerted, Queued};
 use crate::store::messages::{CarriedRecord, MessageRecord};
 use crate::store::outbox::{ClaimedMessage, ClaimedReminder, MessageKind, MessageState};
 use crate::store::planning::NewReminder;
@@ -182,6 +183,39 @@ pub(in crate::store) fn message_count((state, count): (String, i64)) -> Result<(
 /// The state of a message.
 pub(in crate::store) fn message_state(id: MessageId, state: &str) -> Result<MessageState> {
     word("messages", "state", id.uuid(), state)
+}
+
+/// A message that waits.
+#[derive(FromRow)]
+pub(in crate::store) struct QueuedRow {
+    id: Uuid,
+    contact_id: Uuid,
+    kind: String,
+    state: String,
+    not_before: At,
+}
+
+impl TryFrom<QueuedRow> for Queued {
+    type Error = Error;
+
+    fn try_from(row: QueuedRow) -> Result<Self> {
+        Ok(Self {
+            id: row.id.into(),
+            contact: row.contact_id.into(),
+            kind: word("messages", "kind", row.id, &row.kind)?,
+            state: word("messages", "state", row.id, &row.state)?,
+            not_before: row.not_before.0,
+        })
+    }
+}
+
+/// What a contact was sent as the fallback.
+pub(in crate::store) fn alerted(
+    fallback: ContactId,
+    (kind, opened_at, claimed_at, is_open): (String, At, Option<At>, bool),
+) -> Result<Alerted> {
+    let kind = word("messages", "kind", fallback.uuid(), &kind)?;
+    Ok(Alerted { kind, opened_at: opened_at.0, claimed_at: claimed_at.map(|at| at.0), is_open })
 }
 
 /// A message as operators see it.

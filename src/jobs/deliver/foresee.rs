@@ -1,0 +1,46 @@
+//! What would become of a message, were it claimed now and taken by the mail server.
+
+use super::Terms;
+use super::attempt::Attempt;
+use crate::clock::Timestamp;
+use crate::escalation::escalations;
+use crate::mail::letter::{Alert, Content};
+use crate::policy::Reason;
+use crate::store::outbox::ClaimedMessage;
+use crate::store::planning::{Facts, NewReminder};
+use crate::store::{Result, Store};
+
+/// What would become of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::jobs) enum Fate {
+    /// It would be sent, with so many reminders.
+    Goes(u64),
+    /// It has nothing left to say.
+    SaysNothing,
+    /// It would be given up.
+    GivenUp,
+}
+
+/// What would become of a message, by the code that sends it, and what the fallback would be told of it.
+pub(in crate::jobs) async fn foresee<S: Store>(
+    store: &S,
+    message: ClaimedMessage,
+    facts: &Facts,
+    alert: Option<Alert>,
+    terms: &Terms,
+    now: Timestamp,
+) -> Result<(Fate, Vec<NewReminder>)> {
+    let (attempt, letter) = Attempt::new(message, facts, alert, terms, now);
+    let Attempt { message, speaking, passed_on: mut told, happened, .. } = attempt;
+    let (fate, unsaid) = match (letter.map(|letter| letter.content), happened) {
+        (Some(Content::Reminders(items)), _) => (Fate::Goes(items.len() as u64), None),
+        (Some(_), _) => (Fate::Goes(0), None),
+        (None, Some(_)) => (Fate::GivenUp, Some((Reason::Undeliverable, false))),
+        (None, None) => (Fate::SaysNothing, Some((Reason::Suppressed, true))),
+    };
+    if let (Some((why, address_at_fault)), Some(fallback)) = (unsaid, terms.fallback) {
+        let contact = message.contact.id;
+        told.extend(escalations(store, fallback, contact, &speaking, why, address_at_fault).await?);
+    }
+    Ok((fate, told))
+}
