@@ -1,12 +1,18 @@
 //! Whether owners knew in time: of each token that expired, whether somebody was told early enough, and if not, why.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use chrono::TimeDelta;
 
-use crate::policy::{Deadline, Lead};
+use crate::clock::Timestamp;
+use crate::digest::Digest;
+use crate::policies::{Group, Traits, group_of};
+use crate::policy::{Deadline, Lead, Policy, SAME_DEADLINE};
 use crate::store::accounts::ReminderState;
 use crate::store::reports::LedgerRow;
+use crate::store::{Result, Store};
 use crate::token::{Token, TokenId};
 
 /// How it went with one token.
@@ -27,6 +33,61 @@ pub struct InTime {
     pub shortest: Lead,
     /// How long a mail about it waits at most.
     pub wait: TimeDelta,
+}
+
+impl InTime {
+    fn by(policy: &Policy, digest: &Digest) -> Self {
+        let shortest = policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
+        Self { shortest, wait: digest.longest_wait(shortest) }
+    }
+}
+
+/// By when the owner of each token must know: by the policy that the token follows.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    all: InTime,
+    groups: Arc<[Group]>,
+}
+
+impl Terms {
+    /// By the policy for all tokens, and those for some.
+    pub fn new(policy: &Policy, digest: &Digest, groups: Arc<[Group]>) -> Self {
+        Self { all: InTime::by(policy, digest), groups }
+    }
+
+    fn of(&self, token: &Token, owner_key: &str) -> InTime {
+        if self.groups.is_empty() {
+            return self.all;
+        }
+        let group = group_of(&self.groups, &Traits::of(token, owner_key));
+        group.map_or(self.all, |(_, group)| InTime::by(&group.policy, &group.digest))
+    }
+}
+
+/// Hands each token whose deadline lies after `from` and not after `end`, and has passed, to `visit`, in no order, with the key of
+/// its owner and how it went. Memory grows with what the ledger has of deadlines within that time, so let it be short.
+///
+/// # Errors
+/// When the store fails.
+pub async fn within<S: Store>(
+    store: &S,
+    terms: &Terms,
+    from: Timestamp,
+    end: Timestamp,
+    mut visit: impl FnMut(Token, String, Verdict) + Send,
+) -> Result<()> {
+    let mut ledger = Ledger::default();
+    let read = |row| {
+        ledger.add(row);
+        ControlFlow::Continue(())
+    };
+    // A deadline may have moved a little since its reminders were written.
+    store.each_ledger_row(from - SAME_DEADLINE, end + SAME_DEADLINE, read).await?;
+    let visit = |token: Token, owner_key: String| {
+        let verdict = ledger.verdict(&token, terms.of(&token, &owner_key));
+        visit(token, owner_key, verdict);
+    };
+    store.each_expired(from, end, visit).await
 }
 
 /// What the ledger says of deadlines, by token and generation.

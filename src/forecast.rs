@@ -3,15 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
 use crate::policies::{Group, Traits, group_of};
 use crate::policy::{Deadline, Decision, Lead, Policy, Usage, due_reminders};
 use crate::store::accounts::ReminderState;
+use crate::store::planning::Candidate;
 use crate::store::reports::LedgerRow;
-use crate::token::{ContactId, OwnerId, Token, TokenId};
+use crate::token::{ContactId, OwnerId, TokenId};
 
 /// What happens on a day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,12 +42,10 @@ pub struct Ahead {
     pub usage: Usage,
 }
 
-impl Ahead {
-    /// A token that has a deadline.
-    pub fn of(token: &Token) -> Option<Self> {
-        let deadline = Deadline::of(token)?;
-        let Token { id, owner, generation, .. } = token;
-        Some(Self { token: *id, owner: *owner, generation: *generation, deadline, usage: Usage::of(token) })
+impl From<&Candidate> for Ahead {
+    fn from(candidate: &Candidate) -> Self {
+        let Candidate { id, owner, deadline, generation, usage, .. } = *candidate;
+        Self { token: id, owner, generation, deadline, usage }
     }
 }
 
@@ -87,7 +86,8 @@ pub struct Forecast {
     first: NaiveDate,
     zone: Tz,
     days: Vec<Day>,
-    mailed: HashSet<(usize, ContactId)>,
+    /// Who is mailed on each day, as far as tokens may still be added to it.
+    mailed: Vec<HashSet<ContactId>>,
 }
 
 impl Forecast {
@@ -102,7 +102,7 @@ impl Forecast {
             first,
             zone,
             days: vec![Day::default(); usize::from(days)],
-            mailed: HashSet::new(),
+            mailed: vec![HashSet::new(); usize::from(days)],
         }
     }
 
@@ -110,6 +110,30 @@ impl Forecast {
     pub fn widest(&self) -> Option<Lead> {
         let policies = self.groups.iter().map(|group| &group.policy).chain([&self.policy]);
         policies.filter_map(|policy| policy.leads().first()).max().copied()
+    }
+
+    /// No token whose deadline lies behind this instant counts.
+    pub fn until(&self) -> Timestamp {
+        self.after_days(self.days.len() as i64)
+    }
+
+    /// From here on, tokens whose deadline lies before this instant are not added any more: memory follows the days that may
+    /// still change.
+    pub fn reached(&mut self, deadline: Timestamp) {
+        let complete = (0..self.days.len()).take_while(|day| self.after_days(*day as i64) < deadline).count();
+        self.mailed.iter_mut().take(complete).for_each(|mailed| *mailed = HashSet::new());
+    }
+
+    /// After the day with this number, wherever the calendar's day ends, and the widest lead.
+    fn after_days(&self, day: i64) -> Timestamp {
+        let widest = self.widest().map_or(TimeDelta::zero(), Lead::span);
+        let span = TimeDelta::try_days(day + 2).and_then(|days| days.checked_add(&widest));
+        span.and_then(|span| self.now.checked_add_signed(span)).unwrap_or(Timestamp::MAX_UTC)
+    }
+
+    /// Whether some tokens follow a policy of their own.
+    pub fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
     }
 
     /// The place of the policy that a token follows, where it is not the one for all.
@@ -155,9 +179,8 @@ impl Forecast {
         let Some(of) = self.days.get_mut(day) else { return };
         of.reminders += contacts.len() as u64;
         of.unreachable += u64::from(contacts.is_empty());
-        for contact in contacts {
-            of.mails += u64::from(self.mailed.insert((day, *contact)));
-        }
+        let Some(mailed) = self.mailed.get_mut(day) else { return };
+        of.mails += contacts.iter().filter(|contact| mailed.insert(**contact)).count() as u64;
     }
 
     /// Each day with its date.
@@ -179,7 +202,7 @@ impl Forecast {
 
 #[cfg(test)]
 mod tests {
-    use chrono::{TimeDelta, TimeZone, Utc};
+    use chrono::{TimeZone, Utc};
 
     use super::*;
     use crate::digest::Digest;
@@ -251,6 +274,24 @@ mod tests {
         forecast.add(&ahead(in_days(9)), None, &told, &[]);
         let unreachable: Vec<u64> = forecast.days().map(|(_, day)| day.unreachable).collect();
         assert_eq!(unreachable, [0, 0, 1, 0, 0, 0, 0, 0, 1, 1], "a week before, the day before, and the notice");
+    }
+
+    #[test]
+    fn it_reaches_as_far_as_its_widest_lead_and_forgets_what_is_complete() {
+        let ann = ContactId::new(Bucket::from_number(2), now());
+        let mut forecast = forecast();
+        let told = Told::default();
+        // The last day is 2027-01-10, and the widest lead a week.
+        assert!(forecast.until() > now() + TimeDelta::days(17));
+        for day in 1..17 {
+            forecast.reached(in_days(day).expires_at);
+            forecast.add(&ahead(in_days(day)), None, &told, &[ann]);
+            forecast.add(&ahead(in_days(day)), None, &told, &[ann]);
+        }
+        let mails: Vec<u64> = forecast.days().map(|(_, day)| day.mails).collect();
+        assert_eq!(mails, [1; 10], "one mail a day to each");
+        forecast.reached(forecast.until());
+        assert!(forecast.mailed.iter().take(9).all(HashSet::is_empty));
     }
 
     #[test]

@@ -97,12 +97,17 @@ impl Metrics {
             coverage: Family::default(),
             counted: Family::default(),
         };
-        // What has not happened yet is 0, and not unknown: the first failure is an increase.
-        for lead in leads.iter().chain([&Lead::EXPIRED]) {
-            STATES.iter().for_each(|state| metrics.count_reminders(*lead, *state, 0));
-        }
+        metrics.follow(leads);
         metrics.delivered(&Delivered::default(), &Details::default());
         metrics.registered()
+    }
+
+    /// There are reminders at these leads from now on; what was counted of others stays.
+    pub fn follow(&self, leads: &[Lead]) {
+        // What has not happened yet is 0, and not unknown: the first failure is an increase.
+        for lead in leads.iter().chain([&Lead::EXPIRED]) {
+            STATES.iter().for_each(|state| self.count_reminders(*lead, *state, 0));
+        }
     }
 
     fn registered(mut self) -> Self {

@@ -31,7 +31,6 @@ use uuid::Uuid;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::Schedule;
-use crate::coverage::InTime;
 use crate::health::Health;
 use crate::http::{self, Site};
 use crate::jobs::Rules;
@@ -40,7 +39,6 @@ use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
 use crate::metrics::Metrics;
-use crate::policy::Lead;
 use crate::store::{self, Store};
 pub use once::{OnceReport, dry_run, run_once};
 pub use reload::{Files, Reload, Reloaded};
@@ -116,8 +114,6 @@ pub async fn run<S: Store>(
     let holder = Uuid::new_v4();
     let Setup { schedule, rules, retention, composer, transports, terms, http } = setup;
     let watch = Watch::new(&rules, &schedule, clock.now());
-    let shortest = rules.policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
-    let in_time = InTime { shortest, wait: rules.digest.longest_wait(shortest) };
     let wake_deliver = Arc::new(Notify::new());
     let (replace, orders) = watch::channel(Arc::new(Orders { schedule, rules, retention }));
     // From here on SIGHUP does not end the process.
@@ -159,16 +155,16 @@ pub async fn run<S: Store>(
     ticks.add(|schedule| &schedule.deliver, &wake_deliver);
     let second = Arc::new(Notify::new());
     every_second(&scheduler, second.clone()).await?;
-    loops.spawn(ticks.run(orders, clock.clone(), second, stop.clone()));
+    loops.spawn(ticks.run(orders.clone(), clock.clone(), second, stop.clone()));
     let deliverer = Deliverer::new(store.clone(), clock.clone(), composer, transports, terms, holder);
     let (outgoing, incoming) = mpsc::unbounded_channel();
     loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, incoming, planner.pulse, watch.clone(), stop.clone()));
     loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
-    let health = watch.health.clone();
+    let Watch { metrics, health } = watch.clone();
     if let Some(listener) = http {
         let Watch { metrics, health } = watch;
         let (store, clock) = (store.clone(), clock.clone());
-        let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), in_time };
+        let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), orders: orders.clone() };
         for what in What::ALL {
             loops.spawn(counts.clone().run(what, stop.clone()));
         }
@@ -184,6 +180,7 @@ pub async fn run<S: Store>(
             // Whoever listens over HTTP goes on doing so.
             let Setup { schedule, rules, retention, composer, transports, terms, http: _ } = setup;
             health.follow(schedule.clone());
+            metrics.follow(&rules.leads());
             replace.send_replace(Arc::new(Orders { schedule, rules, retention }));
             let transports = new_sessions.then_some(transports);
             // Fails only at the end, when nothing is delivered any more.

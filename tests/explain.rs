@@ -113,6 +113,7 @@ const PROMISES: &[Expected] = &[
     // All that waits, and nothing else: the whole of a partial index.
     by("SELECT state, COUNT(*), MIN(created_at)", "messages_queue", &["bucket"]),
     by("t.status = 'expired' AND t.replaced_by IS NULL", "tokens_ended", &["ended_at"]),
+    by("AND t.expires_at > $1 AND t.expires_at <= $2 AND t.replaced_by IS NULL", "tokens_deadline", &["expires_at"]),
     by("SELECT token_id, generation, lead, state, reason, escalation, settled_at", "reminders_deadline", &["deadline"]),
     by("WHERE o.bucket = $1 AND o.key = $2", "owners_key", &["bucket", "key"]),
 ];
@@ -290,7 +291,7 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let waiting = store.waiting().await.expect("a read");
     assert!(waiting.open > 0 && waiting.oldest.is_some(), "{waiting:?}");
     let mut expired = 0;
-    store.each_expired(now - days(300), now - days(299), |_| expired += 1).await.expect("a read");
+    store.each_expired(now - days(300), now - days(299), |_, _| expired += 1).await.expect("a read");
     let mut rows = 0;
     let visit = |_| {
         rows += 1;

@@ -1,7 +1,5 @@
 //! `lapsed coverage`: did owners know in time?
 
-use std::ops::ControlFlow;
-
 use chrono::TimeDelta;
 use clap::Args;
 
@@ -9,11 +7,8 @@ use super::listing::{Fields, FormatArg, Listing, instant};
 use super::{Outcome, output, run};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, parse_duration};
-use crate::coverage::{InTime, Ledger, Verdict};
-use crate::policies::{Traits, group_of};
-use crate::policy::Lead;
+use crate::coverage::{self, Verdict};
 use crate::store::Store;
-use crate::store::accounts::{TokenFilter, TokenOrder};
 use crate::token::Token;
 
 /// `lapsed coverage`
@@ -26,6 +21,9 @@ pub struct Coverage {
     format: FormatArg,
 }
 
+/// How much is read together: memory grows with it, and not with the time that is asked for.
+const WINDOW: TimeDelta = TimeDelta::hours(12);
+
 /// The names of [`fields`].
 const FIELDS: [&str; 5] = ["id", "owner", "description", "expired_at", "why"];
 
@@ -33,38 +31,29 @@ impl Coverage {
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
         let since = now.checked_sub_signed(self.since).unwrap_or(Timestamp::UNIX_EPOCH);
-        let (all, groups) = (run::policy(settings), run::groups(settings, |_| None));
-        let in_time = |token: &Token, owner_key: &str| {
-            let group = group_of(&groups, &Traits::of(token, owner_key)).map(|(_, group)| group);
-            let policy = group.map_or(&all, |group| &group.policy);
-            let shortest = policy.leads().last().copied().unwrap_or(Lead::EXPIRED);
-            let wait = group.map_or(&settings.digest, |group| &group.digest).longest_wait(shortest);
-            InTime { shortest, wait }
-        };
-        let mut ledger = Ledger::default();
-        let read = |row| {
-            ledger.add(row);
-            ControlFlow::Continue(())
-        };
-        store.each_ledger_row(since, now, read).await?;
+        let terms = run::coverage(settings);
         let (mut covered, mut not_owed, mut silent) = (0_u64, 0_u64, 0_u64);
         let mut listing =
             Listing::new(self.format, &["TOKEN", "OWNER", "DESCRIPTION", "EXPIRED (UTC)", "WHY"], &FIELDS)?;
-        let mut written = Ok(());
-        let filter = TokenFilter { expired_after: Some(since), ..TokenFilter::default() };
-        let visit = |token: Token, owner: String| {
-            match ledger.verdict(&token, in_time(&token, &owner)) {
+        let mut from = since;
+        while from < now {
+            let end = (from + WINDOW).min(now);
+            let mut died = Vec::new();
+            let visit = |token: Token, owner: String, verdict| match verdict {
                 Verdict::Covered => covered += 1,
                 Verdict::NotOwed => not_owed += 1,
-                Verdict::Silent(why) => {
-                    silent += 1;
-                    written = listing.row(|| fields(&token, &owner, &why), || cells(&token, &owner, &why));
-                }
+                Verdict::Silent(why) => died.push((token, owner, why)),
+            };
+            coverage::within(store, &terms, from, end, visit).await?;
+            died.sort_unstable_by(|(a, a_owner, _), (b, b_owner, _)| {
+                (a.expires_at, a_owner, a.id).cmp(&(b.expires_at, b_owner, b.id))
+            });
+            silent += died.len() as u64;
+            for (token, owner, why) in &died {
+                listing.row(|| fields(token, owner, why), || cells(token, owner, why))?;
             }
-            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        store.each_token(&filter, TokenOrder::Expires, now, visit).await?;
-        written?;
+            from = end;
+        }
         let owed = covered + silent;
         let share = if owed == 0 { "no reminder was owed".to_owned() } else { percent(covered, owed) };
         let facts = output::facts(&[

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use chrono_tz::Tz;
 use clap::Args;
 
@@ -14,15 +14,16 @@ use crate::clock::{Clock, Timestamp};
 use crate::config::{self, Settings};
 use crate::forecast::{Ahead, Day, Forecast as Coming, Told};
 use crate::policies::Traits;
-use crate::store::Store;
-use crate::store::accounts::{TokenFilter, TokenOrder};
-use crate::token::{ContactId, OwnerId, Status, Token, TokenId};
+use crate::policy::{Lead, SAME_DEADLINE};
+use crate::store::planning::{Candidate, Watermark};
+use crate::store::{self, Store};
+use crate::token::{ContactId, OwnerId, TokenId};
 
 /// The columns of the longest bar.
 const BAR: u64 = 30;
 
-/// For how many tokens at once the contacts are asked for.
-const BATCH: usize = 5_000;
+/// How many tokens are read at once.
+const BATCH: u32 = 5_000;
 
 /// `lapsed forecast`
 #[derive(Debug, Args)]
@@ -117,45 +118,79 @@ impl Forecast {
     }
 }
 
-/// Adds every token that is active to each forecast.
+/// Adds every token that a forecast reaches, in the order of deadlines: memory follows what is due within a few weeks, and not
+/// the number of tokens.
 async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> anyhow::Result<()> {
-    let mut told = Told::default();
-    let widest = coming.iter().filter_map(Coming::widest).max();
-    let until = widest.map_or(now, |lead| lead.deadline_for(now));
-    let read = |row| {
-        told.add(&row);
-        ControlFlow::Continue(())
-    };
-    store.each_ledger_row(now, until, read).await?;
-    let mut tokens: Vec<(Ahead, Vec<Option<usize>>)> = Vec::new();
-    let filter = TokenFilter { status: Some(Status::Active), ..TokenFilter::default() };
-    let visit = |token: Token, owner_key: String| {
-        if let Some(ahead) = Ahead::of(&token) {
-            let traits = Traits::of(&token, &owner_key);
-            tokens.push((ahead, coming.iter().map(|forecast| forecast.group_of(&traits)).collect()));
-        }
-        ControlFlow::Continue(())
-    };
-    store.each_token(&filter, TokenOrder::Created, now, visit).await?;
-    for page in tokens.chunks(BATCH) {
-        let mut owners: Vec<OwnerId> = page.iter().map(|(ahead, _)| ahead.owner).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let speakers = store.reachable(&owners).await?;
-        let ids: Vec<TokenId> = page.iter().map(|(ahead, _)| ahead.token).collect();
-        let watchers = store.watchers(&ids).await?;
-        let watching: Vec<ContactId> = watchers.values().flatten().copied().collect();
-        let taking = store.addressees(&watching).await?;
-        for (ahead, groups) in page {
-            let mut contacts = speakers.get(&ahead.owner).cloned().unwrap_or_default();
-            let watchers = watchers.get(&ahead.token).into_iter().flatten();
-            contacts.extend(watchers.filter(|contact| taking.contains_key(contact)));
-            for (forecast, group) in coming.iter_mut().zip(groups) {
-                forecast.add(ahead, *group, &told, &contacts);
+    let widest = coming.iter().filter_map(Coming::widest).max().map_or(TimeDelta::zero(), Lead::span);
+    let until = coming.iter().map(Coming::until).max().unwrap_or(now);
+    // What the ledger has already matters where a reminder is due now, and is read for some days at a time.
+    let window = (widest / 30).max(TimeDelta::days(1));
+    let due_now = now.checked_add_signed(widest).unwrap_or(until).min(until);
+    let mut from = now;
+    while from < due_now {
+        let end = (from + window).min(due_now);
+        let mut told = Told::default();
+        let read = |row| {
+            told.add(&row);
+            ControlFlow::Continue(())
+        };
+        // A deadline may have moved a little since its reminders were written.
+        store.each_ledger_row(from - SAME_DEADLINE, end + SAME_DEADLINE, read).await?;
+        add(store, from, end, &told, coming).await?;
+        from = end;
+    }
+    add(store, from, until, &Told::default(), coming).await
+}
+
+/// Adds the tokens whose deadline lies after `from` and not after `until`.
+async fn add<S: Store>(
+    store: &S,
+    from: Timestamp,
+    until: Timestamp,
+    told: &Told,
+    coming: &mut [Coming],
+) -> anyhow::Result<()> {
+    let mut page = store.crossing(Lead::EXPIRED, Watermark::after(from), until, BATCH).await?;
+    while let Some(last) = page.last() {
+        let reached = Watermark { instant: last.deadline.expires_at, token: last.id.uuid() };
+        let next = store.crossing(Lead::EXPIRED, reached, until, BATCH);
+        let described = coming.iter().any(Coming::has_groups);
+        let (next, (contacts, traits)) = tokio::try_join!(next, about(store, &page, described))?;
+        for (token, contacts) in page.iter().zip(&contacts) {
+            let traits = traits.get(&token.id);
+            for forecast in coming.iter_mut() {
+                let group = traits.and_then(|traits| forecast.group_of(traits));
+                forecast.add(&Ahead::from(token), group, told, contacts);
             }
         }
+        coming.iter_mut().for_each(|forecast| forecast.reached(reached.instant));
+        page = next;
     }
     Ok(())
+}
+
+/// The contacts of each token of a page that take mail, and where asked for what policies match the tokens by.
+async fn about<S: Store>(
+    store: &S,
+    page: &[Candidate],
+    described: bool,
+) -> store::Result<(Vec<Vec<ContactId>>, HashMap<TokenId, Traits>)> {
+    let ids: Vec<TokenId> = page.iter().map(|token| token.id).collect();
+    let mut owners: Vec<OwnerId> = page.iter().map(|token| token.owner).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let traits = async { if described { store.traits(&ids).await } else { Ok(HashMap::new()) } };
+    let (speakers, watchers, traits) = tokio::try_join!(store.speakers(&owners), store.watchers(&ids), traits)?;
+    let mut all: Vec<ContactId> = speakers.values().chain(watchers.values()).flatten().copied().collect();
+    all.sort_unstable();
+    all.dedup();
+    let taking = store.addressees(&all).await?;
+    let contacts = page.iter().map(|token| {
+        let speakers = speakers.get(&token.owner).into_iter().flatten();
+        let contacts = speakers.chain(watchers.get(&token.id).into_iter().flatten());
+        contacts.copied().filter(|contact| taking.contains_key(contact)).collect()
+    });
+    Ok((contacts.collect(), traits))
 }
 
 /// "1 token", "2 tokens".

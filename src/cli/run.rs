@@ -16,6 +16,7 @@ use super::listing::{Format, FormatArg};
 use super::{Failure, Outcome, bounce, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{self, InForce, Settings};
+use crate::coverage;
 use crate::digest::{Digest, Window};
 use crate::http;
 use crate::jobs::Rules;
@@ -185,6 +186,13 @@ fn terms(settings: &Settings, rules: &Rules) -> Terms {
 fn retention(settings: &Settings) -> Retention {
     let config::Retention { reminders, messages, ended_tokens } = settings.retention;
     Retention { reminders, messages, ended_tokens }
+}
+
+/// By when owners must know.
+pub(super) fn coverage(settings: &Settings) -> coverage::Terms {
+    let policy = policy(settings);
+    // Whom a policy tells besides makes no difference to when.
+    coverage::Terms::new(&policy, &digest(settings, &policy, None), groups(settings, |_| None).into())
 }
 
 /// Which reminders the configuration asks for, where no policy says anything else.

@@ -244,13 +244,7 @@ impl List {
             None => None,
         };
         let within = self.expiring_within.map(|span| now.checked_add_signed(span).unwrap_or(Timestamp::MAX_UTC));
-        let filter = TokenFilter {
-            owner,
-            status: self.status,
-            source: self.source.clone(),
-            expiring_before: within,
-            ..TokenFilter::default()
-        };
+        let filter = TokenFilter { owner, status: self.status, source: self.source.clone(), expiring_before: within };
         let mut listing =
             Listing::new(self.format, &["ID", "OWNER", "KIND", "DESCRIPTION", "STATUS", "EXPIRES (UTC)", ""], &FIELDS)?;
         let mut written = Ok(());

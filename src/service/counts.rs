@@ -4,18 +4,18 @@
 //! often. A store that fails leaves the last counts, whose own instants say how old they are.
 
 use std::collections::VecDeque;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::TimeDelta;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::pass::Orders;
 use crate::clock::{Clock, Timestamp};
-use crate::coverage::{InTime, Ledger, Verdict};
+use crate::coverage::{self, Terms, Verdict};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::store::accounts::ReminderState;
 use crate::store::{self, Store};
 
 /// What follows a count is a pause so many times as long.
@@ -64,8 +64,8 @@ pub(super) struct Counts<S, C> {
     pub(super) clock: C,
     pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
-    /// By when owners must know, by the policy for all tokens.
-    pub(super) in_time: InTime,
+    /// What the jobs go by now.
+    pub(super) orders: watch::Receiver<Arc<Orders>>,
 }
 
 impl<S: Store, C: Clock> Counts<S, C> {
@@ -105,7 +105,8 @@ impl<S: Store, C: Clock> Counts<S, C> {
                 self.metrics.stored(tokens, self.store.suppressed_count().await?, now);
             }
             What::Coverage => {
-                let (covered, owed) = windows.follow(&self.store, self.in_time, now).await?;
+                let orders = self.orders.borrow().clone();
+                let (covered, owed) = windows.follow(&self.store, &orders, now).await?;
                 self.metrics.coverage(covered, owed, now);
             }
         }
@@ -127,21 +128,25 @@ struct Window {
 
 /// Coverage over the last days, window by window: what is past does not change, so each is read once; the last two are read
 /// each time, as tokens are marked after their deadlines, and all of them once a day, for what came later than that.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Windows {
     past: VecDeque<Window>,
-    /// When all were read.
-    read: Option<Timestamp>,
+    /// When all were read, and what the jobs went by then.
+    read: Option<(Timestamp, Arc<Orders>)>,
 }
 
 impl Windows {
     /// How many owners knew in time, and how many should have, up to now.
-    async fn follow<S: Store>(&mut self, store: &S, in_time: InTime, now: Timestamp) -> store::Result<(u64, u64)> {
-        let is_stale = |read: Timestamp| now < read || now - read >= TimeDelta::days(1);
-        if self.read.is_none_or(is_stale) {
+    async fn follow<S: Store>(&mut self, store: &S, orders: &Arc<Orders>, now: Timestamp) -> store::Result<(u64, u64)> {
+        let holds = |(read, by): &(Timestamp, Arc<Orders>)| {
+            *read <= now && now - *read < TimeDelta::days(1) && Arc::ptr_eq(by, orders)
+        };
+        if !self.read.as_ref().is_some_and(holds) {
             self.past.clear();
-            self.read = Some(now);
+            self.read = Some((now, orders.clone()));
         }
+        let rules = &orders.rules;
+        let terms = Terms::new(&rules.policy, &rules.digest, rules.groups.clone());
         let whole = now - TimeDelta::seconds(now.timestamp().rem_euclid(WINDOW.num_seconds()));
         let first = whole - SPAN;
         while self.past.front().is_some_and(|window| window.end <= first) {
@@ -153,27 +158,18 @@ impl Windows {
         let mut from = self.past.back().map_or(first, |window| window.end);
         while from < whole {
             let end = from + WINDOW;
-            self.past.push_back(read(store, in_time, from, end).await?);
+            self.past.push_back(read(store, &terms, from, end).await?);
             from = end;
         }
-        let last = read(store, in_time, whole, now).await?;
+        let last = read(store, &terms, whole, now).await?;
         let all = || self.past.iter().chain([&last]);
         Ok((all().map(|window| window.covered).sum(), all().map(|window| window.owed).sum()))
     }
 }
 
-async fn read<S: Store>(store: &S, in_time: InTime, from: Timestamp, end: Timestamp) -> store::Result<Window> {
-    let mut ledger = Ledger::default();
-    let visit = |row: crate::store::reports::LedgerRow| {
-        // Why somebody did not know is not asked here.
-        if row.state == ReminderState::Sent {
-            ledger.add(row);
-        }
-        ControlFlow::Continue(())
-    };
-    store.each_ledger_row(from, end, visit).await?;
+async fn read<S: Store>(store: &S, terms: &Terms, from: Timestamp, end: Timestamp) -> store::Result<Window> {
     let mut window = Window { end, ..Window::default() };
-    let visit = |token| match ledger.verdict(&token, in_time) {
+    let visit = |_, _, verdict| match verdict {
         Verdict::Covered => {
             window.covered += 1;
             window.owed += 1;
@@ -181,7 +177,7 @@ async fn read<S: Store>(store: &S, in_time: InTime, from: Timestamp, end: Timest
         Verdict::Silent(_) => window.owed += 1,
         Verdict::NotOwed => {}
     };
-    store.each_expired(from, end, visit).await?;
+    coverage::within(store, terms, from, end, visit).await?;
     Ok(window)
 }
 

@@ -331,8 +331,6 @@ pub struct TokenFilter {
     pub source: Option<String>,
     /// Only active ones whose deadline lies before this instant.
     pub expiring_before: Option<Timestamp>,
-    /// Only those whose deadline lies after this instant and has passed, and that were neither revoked nor replaced.
-    pub expired_after: Option<Timestamp>,
 }
 
 /// In which order to list tokens.

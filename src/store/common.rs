@@ -351,10 +351,6 @@ macro_rules! common_operations {
                     query.push(" AND t.status = 'active' AND t.expires_at < ").push_bind(At(before));
                     query.push(" AND t.expires_at > ").push_bind(At(now));
                 }
-                if let Some(after) = filter.expired_after {
-                    query.push(" AND t.status <> 'revoked' AND t.replaced_by IS NULL AND t.expires_at > ");
-                    query.push_bind(At(after)).push(" AND t.expires_at <= ").push_bind(At(now));
-                }
                 match filter.status {
                     Some(Status::Active) => {
                         query.push(" AND t.status = 'active' AND (t.expires_at IS NULL OR t.expires_at > ");

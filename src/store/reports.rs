@@ -44,8 +44,9 @@ pub trait Reports {
     /// When the store fails.
     fn suppressed_count(&self) -> impl Future<Output = Result<u64>> + Send;
 
-    /// Hands the tokens that are marked as expired and were not replaced, whose deadline lies after `since` and not after
-    /// `until`, to `visit`, one by one.
+    /// Hands the tokens whose deadline lies after `since` and not after `until`, and has passed, to `visit`, one by one in no
+    /// order, each with the key of its owner: those that were marked as expired, and those that will be. Those that were
+    /// revoked or replaced are none of them.
     ///
     /// # Errors
     /// When the store fails.
@@ -53,7 +54,7 @@ pub trait Reports {
         &self,
         since: Timestamp,
         until: Timestamp,
-        visit: impl FnMut(Token) + Send,
+        visit: impl FnMut(Token, String) + Send,
     ) -> impl Future<Output = Result<()>> + Send;
 
     /// Hands what was written about deadlines after `since`, up to `until`, to `visit`, one by one, until it says stop.
@@ -91,21 +92,35 @@ macro_rules! report_operations {
                 &self,
                 since: Timestamp,
                 until: Timestamp,
-                mut visit: impl FnMut(Token) + Send,
+                mut visit: impl FnMut(Token, String) + Send,
             ) -> Result<()> {
                 let mut tx = self.begin_long_read().await?;
-                // Index tokens_ended: an expired token ended at its deadline.
-                let mut rows = sqlx::query_as::<_, TokenRow>(concat!(
-                    "SELECT ",
-                    token_columns!(),
-                    " FROM tokens t \
-                     WHERE t.ended_at > $1 AND t.ended_at <= $2 AND t.status = 'expired' AND t.replaced_by IS NULL"
-                ))
-                .bind(At(since))
-                .bind(At(until))
-                .fetch(&mut *tx);
-                while let Some(row) = rows.try_next().await? {
-                    visit(row.try_into()?);
+                // Indexes tokens_ended, as an expired token ended at its deadline, and tokens_deadline.
+                for statement in [
+                    concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        ", o.key AS owner_key \
+                         FROM tokens t \
+                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
+                         WHERE t.ended_at > $1 AND t.ended_at <= $2 AND t.status = 'expired' AND t.replaced_by IS NULL"
+                    ),
+                    concat!(
+                        "SELECT ",
+                        token_columns!(),
+                        ", o.key AS owner_key \
+                         FROM tokens t \
+                         JOIN owners o ON o.bucket = t.bucket AND o.id = t.owner_id \
+                         WHERE t.status = 'active' AND t.expires_at IS NOT NULL \
+                           AND t.expires_at > $1 AND t.expires_at <= $2 AND t.replaced_by IS NULL"
+                    ),
+                ] {
+                    let query = sqlx::query_as::<_, ListedRow>(statement).bind(At(since)).bind(At(until));
+                    let mut rows = query.fetch(&mut *tx);
+                    while let Some(row) = rows.try_next().await? {
+                        let (token, owner_key) = row.try_into()?;
+                        visit(token, owner_key);
+                    }
                 }
                 Ok(())
             }
