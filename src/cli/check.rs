@@ -1,4 +1,5 @@
 //! `lapsed check`: would the daemon do its job here? One line for each thing that it needs, and what to do where it fails.
+//! A warning is about something that it can do without: it does not make the command fail, so that a unit may ask before it starts.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::listing::{FormatArg, Listing};
 use super::{Failure, Outcome};
 use crate::clock::SystemClock;
 use crate::config::{Settings, Transport};
-use crate::mail::domain::{self, Found};
+use crate::mail::domain::{self, Found as Domain};
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
 use crate::mail::transport;
@@ -28,8 +29,26 @@ pub struct Check {
     format: FormatArg,
 }
 
-/// What was found: what it is about, and either what there is, or what is wrong.
-type Finding = (&'static str, Result<String, String>);
+/// What is wrong.
+#[derive(Debug)]
+enum Wrong {
+    /// The daemon does its job all the same; somebody should look at it.
+    Worth(String),
+    /// The daemon cannot do its job.
+    Fails(String),
+}
+
+impl Wrong {
+    fn fails(problem: impl ToString) -> Self {
+        Self::Fails(problem.to_string())
+    }
+}
+
+/// What there is, or what is wrong with it.
+type Found = Result<String, Wrong>;
+
+/// What was found, and what it is about.
+type Finding = (&'static str, Found);
 
 impl Check {
     pub(super) async fn run(self, settings: &Settings) -> Outcome {
@@ -41,17 +60,27 @@ impl Check {
             database(Postgres::open(url).await, settings, &mut findings).await;
         }
         findings.extend(mail(settings).await);
-        let mut listing = Listing::new(self.format, &["CHECK", "RESULT", "DETAILS"], &["check", "ok", "details"])?;
-        for (what, found) in &findings {
-            let ok = found.is_ok();
-            let details = || found.clone().unwrap_or_else(|problem| problem);
+        let fields = &["check", "ok", "result", "details"];
+        let mut listing = Listing::new(self.format, &["CHECK", "RESULT", "DETAILS"], fields)?;
+        let mut failed = 0_usize;
+        for (what, found) in findings {
+            let (result, details) = match found {
+                Ok(details) => ("ok", details),
+                Err(Wrong::Worth(details)) => ("warning", details),
+                Err(Wrong::Fails(details)) => ("failed", details),
+            };
+            let ok = result != "failed";
+            failed += usize::from(!ok);
             listing.row(
-                || vec![("check", (*what).into()), ("ok", ok.into()), ("details", details().into())],
-                || vec![(*what).to_owned(), if ok { "ok" } else { "failed" }.to_owned(), details()],
+                || {
+                    let details = details.clone().into();
+                    vec![("check", what.into()), ("ok", ok.into()), ("result", result.into()), ("details", details)]
+                },
+                || vec![what.to_owned(), result.to_owned(), details.clone()],
             )?;
         }
         listing.end("")?;
-        match findings.iter().filter(|(_, found)| found.is_err()).count() {
+        match failed {
             0 => Ok(()),
             1 => Err(Failure::Failed(anyhow::anyhow!("one check failed"))),
             n => Err(Failure::Failed(anyhow::anyhow!("{n} checks failed"))),
@@ -63,67 +92,73 @@ async fn database<S: Store>(opened: store::Result<S>, settings: &Settings, findi
     let store = match opened {
         Ok(store) => store,
         Err(error) => {
-            findings.push(("database", Err(format!("{error}; see store.url ({})", settings.store.url))));
+            findings.push(("database", Err(Wrong::Fails(format!("{error}; see store.url ({})", settings.store.url)))));
             return;
         }
     };
-    findings.push(("database", store.description().await.map_err(|error| error.to_string())));
+    findings.push(("database", store.description().await.map_err(Wrong::fails)));
     findings.push(("indexes", indexes(&store).await));
     findings.push(("clock", clock(&store).await));
     store.close().await;
 }
 
-async fn indexes<S: Store>(store: &S) -> Result<String, String> {
-    let Indexes { good, missing, unused } = store.indexes().await.map_err(|error| error.to_string())?;
+async fn indexes<S: Store>(store: &S) -> Found {
+    let Indexes { good, missing, unused } = store.indexes().await.map_err(Wrong::fails)?;
     if !missing.is_empty() {
-        return Err(format!(
+        return Err(Wrong::Fails(format!(
             "{} cannot be used: restore a backup, or make it again as the migrations in the source do",
             missing.join(", ")
-        ));
+        )));
     }
     if !unused.is_empty() {
-        return Err(format!("the database's planner does not use {}: run ANALYZE, and try again", unused.join(", ")));
+        let unused = unused.join(", ");
+        return Err(Wrong::Worth(format!("the database's planner does not use {unused}: run ANALYZE, and try again")));
     }
     Ok(format!("all {good} are there; passes find what is due by them"))
 }
 
-async fn clock<S: Store>(store: &S) -> Result<String, String> {
+async fn clock<S: Store>(store: &S) -> Found {
     let host = SystemClock::default();
     let before = host.host();
-    let Some(told) = store.clock_reading().await.map_err(|error| error.to_string())? else {
+    let Some(told) = store.clock_reading().await.map_err(Wrong::fails)? else {
         return Ok("this host's counts".to_owned());
     };
     let differs = told - (before + (host.host() - before) / 2);
     let seconds = differs.num_seconds().abs();
     if differs.abs() > WRONG_CLOCK {
-        return Err(format!(
+        return Err(Wrong::Worth(format!(
             "this host's clock differs by {seconds} s from the database's, which is followed: set one of them right"
-        ));
+        )));
     }
     Ok(format!("the database's counts; this host's differs by {seconds} s"))
 }
 
 /// Whether answers and bounces reach a sender's domain. What cannot be looked up here is no mistake.
-async fn sender(domain: &str) -> Result<String, String> {
-    let ascii = idna::domain_to_ascii(domain).map_err(|_| format!("{domain} is not a domain name; see mail.from"))?;
+async fn sender(domain: &str) -> Found {
+    let ascii = idna::domain_to_ascii(domain)
+        .map_err(|_| Wrong::Fails(format!("{domain} is not a domain name; see mail.from")))?;
     match domain::look_up(&ascii, &domain::name_servers()).await {
-        Found::Takes { at, says_who: true } => {
+        Domain::Takes { at, says_who: true } => {
             Ok(format!("{domain} takes mail at {at}, and says who may send for it (SPF)"))
         }
-        Found::Takes { at, says_who: false } => Ok(format!(
+        Domain::Takes { at, says_who: false } => Ok(format!(
             "{domain} takes mail at {at}; it does not say who may send for it (SPF), and some servers refuse such mail"
         )),
-        Found::Reserved => Ok(format!("not looked up: {domain} is for examples, and nobody gets its mail")),
-        Found::Unknown(why) => Ok(format!("{domain} cannot be looked up here: {why}")),
-        Found::TakesNone => Err(format!("{domain} takes no mail: answers and bounces are lost; see mail.from")),
-        Found::Missing => Err(format!("there is no domain {domain}: servers refuse mail from it; see mail.from")),
+        Domain::Reserved => Ok(format!("not looked up: {domain} is for examples, and nobody gets its mail")),
+        Domain::Unknown(why) => Ok(format!("{domain} cannot be looked up here: {why}")),
+        Domain::TakesNone => {
+            Err(Wrong::Worth(format!("{domain} takes no mail: answers and bounces are lost; see mail.from")))
+        }
+        Domain::Missing => {
+            Err(Wrong::Fails(format!("there is no domain {domain}: servers refuse mail from it; see mail.from")))
+        }
     }
 }
 
 async fn mail(settings: &Settings) -> Vec<Finding> {
     let (transport, from) = match settings.require_mail() {
         Ok(found) => found,
-        Err(error) => return vec![("mail", Err(error.to_string()))],
+        Err(error) => return vec![("mail", Err(Wrong::fails(error)))],
     };
     let mail = &settings.mail;
     let templates = templates(settings);
@@ -131,7 +166,9 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
     let way = match transport {
         Transport::Maildir { path } => {
             let ready = transport::Transport::Maildir(Maildir::new(path.clone())).ready().await;
-            ready.map(|()| format!("{} can be written", path.display())).map_err(|happened| happened.reply())
+            ready
+                .map(|()| format!("{} can be written", path.display()))
+                .map_err(|happened| Wrong::fails(happened.reply()))
         }
         Transport::Smtp(options) => {
             let mut smtp = Smtp::new(*options.clone());
@@ -140,14 +177,16 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
             let _ = tokio::time::timeout(PATIENCE, smtp.close()).await;
             match answered {
                 Ok(Ok(server)) => Ok(format!("{server} takes mail from mail.from; none was sent")),
-                Ok(Err(happened)) => Err(format!("{}; see [mail.smtp]", happened.reply())),
-                Err(_) => Err(format!("the mail server does not answer within {PATIENCE:?}; see [mail.smtp]")),
+                Ok(Err(happened)) => Err(Wrong::Fails(format!("{}; see [mail.smtp]", happened.reply()))),
+                Err(_) => {
+                    Err(Wrong::Fails(format!("the mail server does not answer within {PATIENCE:?}; see [mail.smtp]")))
+                }
             }
         }
     };
     let fallback = match &mail.fallback_to {
         Some(_) => Ok("is told of what nobody else could be told".to_owned()),
-        None => Err("nobody hears of what could not be delivered: set mail.fallback_to".to_owned()),
+        None => Err(Wrong::Worth("nobody hears of what could not be delivered: set mail.fallback_to".to_owned())),
     };
     let mut findings = vec![("templates", templates), ("mail", way)];
     if matches!(transport, Transport::Smtp(_)) {
@@ -162,13 +201,13 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn templates(settings: &Settings) -> Result<String, String> {
+fn templates(settings: &Settings) -> Found {
     let problem = |failure: Failure| match failure {
         Failure::Usage(problem) | Failure::Status(_, problem) => problem,
         Failure::Failed(error) => format!("{error:#}"),
         Failure::NotValid => String::new(),
     };
-    let composer = super::mail::composer(settings).map_err(problem)?;
+    let composer = super::mail::composer(settings).map_err(|failure| Wrong::Fails(problem(failure)))?;
     let languages: Vec<&str> = composer.templates().languages().collect();
     let languages = languages.join(", ");
     Ok(match &settings.mail.templates {
