@@ -11,6 +11,7 @@ mod planning;
 mod program;
 mod relay;
 mod render;
+mod service;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -32,7 +33,7 @@ impl Sizes {
     }
 }
 
-const ROWS: [&str; 13] = [
+const ROWS: [&str; 15] = [
     "expire-postgres",
     "expire-sqlite",
     "remind",
@@ -46,6 +47,8 @@ const ROWS: [&str; 13] = [
     "deliver-one",
     "deliver-slow",
     "deliver-scaling",
+    "service-postgres",
+    "service-sqlite",
 ];
 
 #[tokio::main]
@@ -80,6 +83,8 @@ async fn main() {
             "deliver-one" => lines.push(deliver::one(&sizes).await),
             "deliver-slow" => lines.push(deliver::slow(&sizes).await),
             "deliver-scaling" => lines.push(deliver::scaling(&sizes).await),
+            "service-postgres" => lines.extend(service::rows::<OnPg>(&sizes).await),
+            "service-sqlite" => lines.extend(service::rows::<OnFile>(&sizes).await),
             "build" => lines.push(program::build()),
             other => panic!("no row {other:?}; there are {ROWS:?}"),
         }
