@@ -3,9 +3,9 @@
 //! Pure. The first policy whose match fits counts; a token that fits none follows the one for all. A change of the policies is
 //! known by their [`fingerprint`], whatever process made it.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use globset::{GlobBuilder, GlobMatcher};
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
@@ -13,8 +13,16 @@ use crate::policy::Policy;
 use crate::token::{Address, ContactId, Kind, Token};
 
 /// A glob: `*` is any text, `?` any character, `[a-z]` one of these, `{a,b}` one of these texts.
-#[derive(Clone, Debug)]
-pub struct Pattern(GlobMatcher);
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    any_case: bool,
+    /// One of them fits.
+    globs: Vec<glob::Pattern>,
+}
+
+/// How many globs a pattern may stand for.
+const MOST_GLOBS: usize = 100;
 
 impl Pattern {
     /// Reads a pattern; `any_case` where upper and lower case are the same.
@@ -22,28 +30,62 @@ impl Pattern {
     /// # Errors
     /// A sentence that says what is wrong with it.
     pub fn parse(text: &str, any_case: bool) -> Result<Self, String> {
-        let glob = GlobBuilder::new(text).case_insensitive(any_case).backslash_escape(true).build();
-        let glob = glob.map_err(|error| format!("is no pattern: {}; * stands for any text", error.kind()))?;
-        Ok(Self(glob.compile_matcher()))
+        let wrong = |problem: &str| format!("is no pattern: {problem}; * stands for any text");
+        let globs = alternatives(&folded(text, any_case)).map_err(wrong)?;
+        // What glob means by two asterisks is about files.
+        let glob = |text: &String| glob::Pattern::new(&without_repeats(text)).map_err(|error| wrong(error.msg));
+        Ok(Self { text: text.to_owned(), any_case, globs: globs.iter().map(glob).collect::<Result<_, _>>()? })
     }
 
     fn fits(&self, text: &str) -> bool {
-        self.0.is_match(text)
+        let text = folded(text, self.any_case);
+        self.globs.iter().any(|glob| glob.matches(&text))
     }
 }
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.glob() == other.0.glob()
-    }
-}
-
-impl Eq for Pattern {}
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.glob().glob())
+        f.write_str(&self.text)
     }
+}
+
+/// The text as it is compared.
+fn folded(text: &str, any_case: bool) -> Cow<'_, str> {
+    if any_case { text.to_lowercase().into() } else { text.into() }
+}
+
+/// The texts that a pattern with `{a,b}` stands for.
+fn alternatives(text: &str) -> Result<Vec<String>, &'static str> {
+    let mut all = vec![String::new()];
+    let mut rest = text;
+    while let Some(at) = rest.find(['{', '}']) {
+        let (before, from) = rest.split_at(at);
+        let inside = from.strip_prefix('{').ok_or("} without {")?;
+        let (inside, after) = inside.split_once('}').ok_or("{ without }")?;
+        if inside.contains('{') {
+            return Err("{ within {");
+        }
+        let each =
+            |so_far: &String| inside.split(',').map(move |one| format!("{so_far}{before}{one}")).collect::<Vec<_>>();
+        all = all.iter().flat_map(each).collect();
+        if all.len() > MOST_GLOBS {
+            return Err("{ } for more than 100 texts");
+        }
+        rest = after;
+    }
+    all.iter_mut().for_each(|text| text.push_str(rest));
+    Ok(all)
+}
+
+/// Several asterisks mean what one does.
+fn without_repeats(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '*' || !result.ends_with('*') {
+            result.push(c);
+        }
+    }
+    result
 }
 
 /// What a token is matched by.
@@ -213,9 +255,11 @@ mod tests {
         assert!(
             fits("deploy*weekly") && fits("*NIGHTLY*") && fits("deploy key, nightly?weekly") && fits("{other,deploy*}")
         );
-        assert!(!fits("deploy") && !fits("*nightly"));
+        assert!(!fits("deploy") && !fits("*nightly") && !fits("{other,another}*"));
+        assert!(fits("**weekly") && fits("{d,x}eploy*{ly,x}") && fits("[a-e]eploy***"));
+        assert!(Pattern::parse("SCHLÜSSEL*", true).expect("a pattern").fits("Schlüssel für CI"));
         for (text, why) in
-            [("[a", "unclosed character class"), ("{a", "unclosed alternate"), ("[b-a]", "invalid range")]
+            [("[a", "invalid range"), ("{a", "{ without }"), ("a}", "} without {"), ("{a,{b}}", "{ within {")]
         {
             let error = Pattern::parse(text, false).expect_err(text);
             assert!(error.contains("is no pattern") && error.contains(why), "{text}: {error}");

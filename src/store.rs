@@ -23,6 +23,7 @@ mod indexes;
 pub mod imports;
 pub mod jobs;
 pub mod messages;
+mod migrations;
 pub(crate) mod needed;
 pub mod outbox;
 pub mod planning;

@@ -15,11 +15,12 @@ use std::sync::OnceLock;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
 use tracing_journald::{Priority, PriorityMappings};
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::LogFormat;
 
@@ -30,13 +31,13 @@ const JOURNAL_PREFIX: &str = "LAPSED";
 const CAPPED: [&str; 3] = ["sqlx", "lettre", "tokio_cron_scheduler"];
 
 /// Replaces the filter of the subscriber that [`init`] installed.
-static REPLACE: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
+static REPLACE: OnceLock<Box<dyn Fn(Targets) + Send + Sync>> = OnceLock::new();
 
 /// Starts logging at `level`, which is what [`validate`] accepts; anything else logs like `info`.
 ///
 /// Does nothing where a subscriber is already installed.
 pub fn init(level: &str, format: LogFormat) {
-    let filter = filter(level).unwrap_or_else(|_| EnvFilter::new(directives(LevelFilter::INFO)));
+    let filter = filter(level).unwrap_or_else(|_| targets(LevelFilter::INFO));
     let stderr_is_journal = is_journal(std::io::stderr().as_fd());
     let (layer, missing) = match format {
         LogFormat::Json => (json(std::io::stderr).boxed(), None),
@@ -123,21 +124,21 @@ where
 }
 
 /// What a plain level means: that level for ourselves, and at most warnings for everything else.
-fn directives(level: LevelFilter) -> String {
-    let others = level.min(LevelFilter::WARN);
+fn targets(level: LevelFilter) -> Targets {
     // sqlx warns of each slow statement, in SQL: nothing that a reader of this log could act on.
-    format!("{others},sqlx=error,lapsed={level}")
+    let others = Targets::new().with_default(level.min(LevelFilter::WARN)).with_target("sqlx", LevelFilter::ERROR);
+    others.with_target("lapsed", level)
 }
 
-fn filter(text: &str) -> Result<EnvFilter, String> {
+fn filter(text: &str) -> Result<Targets, String> {
     let parts: Vec<&str> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
     if let [only] = parts[..]
         && let Some(level) = plain(only)
     {
-        return Ok(EnvFilter::new(directives(level)));
+        return Ok(targets(level));
     }
-    // EnvFilter takes a lone word for the name of a module: a mistyped level would silence the log.
-    match parts.iter().find(|part| !part.contains(['=', '[']) && plain(part).is_none()) {
+    // tracing takes a lone word for the name of a module: a mistyped level would silence the log.
+    match parts.iter().find(|part| !part.contains('=') && plain(part).is_none()) {
         Some(word) => {
             return Err(format!(
                 "{word:?} is not a level: write error, warn, info, debug or trace, or a filter such as \
@@ -156,7 +157,7 @@ fn filter(text: &str) -> Result<EnvFilter, String> {
             directives.push_str(&format!(",{library}=warn"));
         }
     }
-    EnvFilter::builder().parse(directives).map_err(|error| format!("is not a tracing filter: {error}"))
+    directives.parse().map_err(|error| format!("is not a tracing filter: {error}; write \"lapsed=debug,info\""))
 }
 
 /// The level that a word names. Numbers, which tracing would take too, are not for people.

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
@@ -39,7 +38,7 @@ use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
     SummaryRow, TokenRow, token_columns,
 };
-use super::{Error, Indexes, Result, Store};
+use super::{Error, Indexes, Result, Store, migrations};
 use lines::Lines;
 
 use crate::change::{Changed, Refused, mark_unplanned};
@@ -48,8 +47,6 @@ use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// Limits of each session: nothing that we ask takes nearly as long.
 const SESSION: &str = "SET statement_timeout = '60s'; \
@@ -182,7 +179,7 @@ impl Postgres {
         let mut connection = PgConnection::connect_with(&options)
             .await
             .map_err(|error| Error::Open(format!("cannot connect to PostgreSQL at {at}: {error}")))?;
-        MIGRATIONS.run(&mut connection).await.map_err(super::migration_error)?;
+        migrations::POSTGRES.run(&mut connection).await.map_err(super::migration_error)?;
         connection.close().await?;
         Ok(Self::by(options))
     }
@@ -202,7 +199,7 @@ impl Postgres {
         let applied: Option<(i64,)> =
             sqlx::query_as(super::LAST_MIGRATION).fetch_optional(&mut connection).await.unwrap_or(None);
         connection.close().await?;
-        super::up_to_date(&MIGRATIONS, applied)?;
+        super::up_to_date(&migrations::POSTGRES, applied)?;
         Ok(Self::by(options))
     }
 
@@ -358,7 +355,7 @@ impl Store for Postgres {
             let steps: Vec<(String,)> = sqlx::query_as(explain).fetch_all(&mut *tx).await?;
             plan.extend(steps.into_iter().map(|(step,)| step + "\n"));
         }
-        Ok(Indexes::new(&MIGRATIONS, &there, &plans))
+        Ok(Indexes::new(&migrations::POSTGRES, &there, &plans))
     }
 
     /// Autovacuum does it: the migrations tell it how often.

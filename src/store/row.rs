@@ -2,6 +2,8 @@
 //!
 //! Both back ends decode into these; [`At`] hides that SQLite keeps an instant as whole seconds in an INTEGER.
 
+#[macro_use]
+mod columns;
 mod messages;
 
 use std::collections::HashMap;
@@ -11,7 +13,7 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use sqlx::encode::IsNull;
 use sqlx::error::BoxDynError;
-use sqlx::{Decode, Encode, FromRow, Postgres, Sqlite, Type};
+use sqlx::{Decode, Encode, Postgres, Sqlite, Type};
 use uuid::Uuid;
 
 use super::accounts::{OwnerSummary, ReminderRecord, TokenCounts};
@@ -94,13 +96,14 @@ where
     rows.into_iter().map(T::try_from).collect()
 }
 
-#[derive(FromRow)]
-pub(super) struct OwnerRow {
-    id: Uuid,
-    key: String,
-    name: String,
-    time_zone: String,
-    locale: String,
+row! {
+    pub(super) struct OwnerRow {
+        id: Uuid,
+        key: String,
+        name: String,
+        time_zone: String,
+        locale: String,
+    }
 }
 
 impl TryFrom<OwnerRow> for Owner {
@@ -118,14 +121,16 @@ impl TryFrom<OwnerRow> for Owner {
     }
 }
 
-#[derive(Clone, FromRow)]
-pub(super) struct ContactRow {
-    id: Uuid,
-    address: String,
-    time_zone: Option<String>,
-    locale: Option<String>,
-    suppressed_at: Option<At>,
-    suppressed_why: Option<String>,
+row! {
+    #[derive(Clone)]
+    pub(super) struct ContactRow {
+        id: Uuid,
+        address: String,
+        time_zone: Option<String>,
+        locale: Option<String>,
+        suppressed_at: Option<At>,
+        suppressed_why: Option<String>,
+    }
 }
 
 impl TryFrom<ContactRow> for Contact {
@@ -145,27 +150,28 @@ impl TryFrom<ContactRow> for Contact {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct TokenRow {
-    id: Uuid,
-    owner_id: Uuid,
-    kind: String,
-    description: String,
-    scopes: String,
-    issued: bool,
-    external_id: Option<String>,
-    source: Option<String>,
-    hint: Option<String>,
-    created_at: At,
-    expires_at: Option<At>,
-    moved_from: Option<At>,
-    deadline_set_at: At,
-    generation: i32,
-    unplanned: bool,
-    last_used_at: Option<At>,
-    status: String,
-    ended_at: Option<At>,
-    replaced_by: Option<Uuid>,
+row! {
+    pub(super) struct TokenRow {
+        id: Uuid,
+        owner_id: Uuid,
+        kind: String,
+        description: String,
+        scopes: String,
+        issued: bool,
+        external_id: Option<String>,
+        source: Option<String>,
+        hint: Option<String>,
+        created_at: At,
+        expires_at: Option<At>,
+        moved_from: Option<At>,
+        deadline_set_at: At,
+        generation: i32,
+        unplanned: bool,
+        last_used_at: Option<At>,
+        status: String,
+        ended_at: Option<At>,
+        replaced_by: Option<Uuid>,
+    }
 }
 
 /// The columns of a [`TokenRow`].
@@ -206,12 +212,12 @@ impl TryFrom<TokenRow> for Token {
     }
 }
 
-/// A token, and its owner's key.
-#[derive(FromRow)]
-pub(super) struct ListedRow {
-    #[sqlx(flatten)]
-    token: TokenRow,
-    owner_key: String,
+row! {
+    /// A token, and its owner's key.
+    pub(super) struct ListedRow {
+        ..token: TokenRow,
+        owner_key: String,
+    }
 }
 
 impl TryFrom<ListedRow> for (Token, String) {
@@ -222,13 +228,13 @@ impl TryFrom<ListedRow> for (Token, String) {
     }
 }
 
-/// An owner, and what it has.
-#[derive(FromRow)]
-pub(super) struct SummaryRow {
-    #[sqlx(flatten)]
-    owner: OwnerRow,
-    contacts: i64,
-    active_tokens: i64,
+row! {
+    /// An owner, and what it has.
+    pub(super) struct SummaryRow {
+        ..owner: OwnerRow,
+        contacts: i64,
+        active_tokens: i64,
+    }
 }
 
 impl TryFrom<SummaryRow> for OwnerSummary {
@@ -243,12 +249,12 @@ impl TryFrom<SummaryRow> for OwnerSummary {
     }
 }
 
-/// A token as an import finds it.
-#[derive(FromRow)]
-pub(super) struct KnownRow {
-    #[sqlx(flatten)]
-    token: TokenRow,
-    import_run: Option<Uuid>,
+row! {
+    /// A token as an import finds it.
+    pub(super) struct KnownRow {
+        ..token: TokenRow,
+        import_run: Option<Uuid>,
+    }
 }
 
 impl TryFrom<KnownRow> for Known {
@@ -259,15 +265,15 @@ impl TryFrom<KnownRow> for Known {
     }
 }
 
-/// A token, and all of its owner.
-#[derive(FromRow)]
-pub(super) struct OwnedRow {
-    #[sqlx(flatten)]
-    token: TokenRow,
-    owner_key: String,
-    owner_name: String,
-    owner_time_zone: String,
-    owner_locale: String,
+row! {
+    /// A token, and all of its owner.
+    pub(super) struct OwnedRow {
+        ..token: TokenRow,
+        owner_key: String,
+        owner_name: String,
+        owner_time_zone: String,
+        owner_locale: String,
+    }
 }
 
 impl TryFrom<OwnedRow> for (Token, Owner) {
@@ -285,15 +291,15 @@ impl TryFrom<OwnedRow> for (Token, Owner) {
     }
 }
 
-/// A token that a contact is to be told of.
-#[derive(FromRow)]
-pub(super) struct FactRow {
-    #[sqlx(flatten)]
-    owned: OwnedRow,
-    contact_id: Uuid,
-    speaks_for: bool,
-    watches: bool,
-    fallback: Option<Uuid>,
+row! {
+    /// A token that a contact is to be told of.
+    pub(super) struct FactRow {
+        ..owned: OwnedRow,
+        contact_id: Uuid,
+        speaks_for: bool,
+        watches: bool,
+        fallback: Option<Uuid>,
+    }
 }
 
 /// Puts together what is true of tokens. One that cannot be read (its owner's zone is unknown, say) must not hold up the
@@ -339,17 +345,18 @@ pub(super) fn grouped<A: From<Uuid> + Eq + Hash>(rows: Vec<(Uuid, Uuid)>) -> Has
     grouped
 }
 
-#[derive(FromRow)]
-pub(super) struct CandidateRow {
-    id: Uuid,
-    owner_id: Uuid,
-    expires_at: At,
-    moved_from: Option<At>,
-    deadline_set_at: At,
-    generation: i32,
-    issued: bool,
-    last_used_at: Option<At>,
-    replaced_by: Option<Uuid>,
+row! {
+    pub(super) struct CandidateRow {
+        id: Uuid,
+        owner_id: Uuid,
+        expires_at: At,
+        moved_from: Option<At>,
+        deadline_set_at: At,
+        generation: i32,
+        issued: bool,
+        last_used_at: Option<At>,
+        replaced_by: Option<Uuid>,
+    }
 }
 
 impl TryFrom<CandidateRow> for Candidate {
@@ -368,14 +375,15 @@ impl TryFrom<CandidateRow> for Candidate {
     }
 }
 
-/// What policies match a token by.
-#[derive(FromRow)]
-pub(super) struct TraitsRow {
-    id: Uuid,
-    kind: String,
-    scopes: String,
-    description: String,
-    owner_key: String,
+row! {
+    /// What policies match a token by.
+    pub(super) struct TraitsRow {
+        id: Uuid,
+        kind: String,
+        scopes: String,
+        description: String,
+        owner_key: String,
+    }
 }
 
 impl TryFrom<TraitsRow> for (TokenId, Traits) {
@@ -392,19 +400,20 @@ impl TryFrom<TraitsRow> for (TokenId, Traits) {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct HistoryRow {
-    token_id: Uuid,
-    generation: i32,
-    lead: i64,
-    deadline: At,
-    state: String,
-    reason: Option<String>,
-    escalation: bool,
-    address: Option<String>,
-    created_at: At,
-    settled_at: Option<At>,
-    message_id: Option<Uuid>,
+row! {
+    pub(super) struct HistoryRow {
+        token_id: Uuid,
+        generation: i32,
+        lead: i64,
+        deadline: At,
+        state: String,
+        reason: Option<String>,
+        escalation: bool,
+        address: Option<String>,
+        created_at: At,
+        settled_at: Option<At>,
+        message_id: Option<Uuid>,
+    }
 }
 
 impl TryFrom<HistoryRow> for ReminderRecord {
@@ -426,14 +435,15 @@ impl TryFrom<HistoryRow> for ReminderRecord {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct JobRow {
-    name: String,
-    started_at: At,
-    finished_at: Option<At>,
-    error: Option<String>,
-    report: Option<String>,
-    lease_until: At,
+row! {
+    pub(super) struct JobRow {
+        name: String,
+        started_at: At,
+        finished_at: Option<At>,
+        error: Option<String>,
+        report: Option<String>,
+        lease_until: At,
+    }
 }
 
 impl From<JobRow> for JobRecord {
@@ -449,12 +459,13 @@ impl From<JobRow> for JobRecord {
     }
 }
 
-#[derive(FromRow)]
-pub(super) struct CountsRow {
-    marked_active: i64,
-    past_deadline: i64,
-    expired: i64,
-    revoked: i64,
+row! {
+    pub(super) struct CountsRow {
+        marked_active: i64,
+        past_deadline: i64,
+        expired: i64,
+        revoked: i64,
+    }
 }
 
 impl From<CountsRow> for TokenCounts {

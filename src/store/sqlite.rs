@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
-use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Pool, QueryBuilder, SqliteConnection, Transaction};
@@ -41,15 +40,13 @@ use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
     SummaryRow, TokenRow, token_columns,
 };
-use super::{Error, Indexes, Result, Store};
+use super::{Error, Indexes, Result, Store, migrations};
 use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::Timestamp;
 use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
 };
-
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
 /// How long a statement waits for another process's write.
 const BUSY: Duration = Duration::from_secs(15);
@@ -109,7 +106,7 @@ impl Sqlite {
             let locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await;
             let _lock = locked.map_err(std::io::Error::other).flatten().map_err(|error| open("locked", &error))?;
             let mut connection = options.clone().connect().await.map_err(|error| opening(error, &path))?;
-            MIGRATIONS.run(&mut connection).await.map_err(|error| match error {
+            migrations::SQLITE.run(&mut connection).await.map_err(|error| match error {
                 sqlx::migrate::MigrateError::Execute(error) => opening(error, &path),
                 other => super::migration_error(other),
             })?;
@@ -149,7 +146,7 @@ impl Sqlite {
         let readers = pool(READERS).connect_lazy_with(options.clone());
         let applied: Option<(i64,)> =
             sqlx::query_as(super::LAST_MIGRATION).fetch_optional(&readers).await.unwrap_or(None);
-        super::up_to_date(&MIGRATIONS, applied)?;
+        super::up_to_date(&migrations::SQLITE, applied)?;
         Ok(Self { options, writer, readers })
     }
 
@@ -253,7 +250,7 @@ impl Store for Sqlite {
             let steps: Vec<(i64, i64, i64, String)> = sqlx::query_as(explain).fetch_all(&self.readers).await?;
             plan.extend(steps.into_iter().map(|(.., step)| step + "\n"));
         }
-        Ok(Indexes::new(&MIGRATIONS, &there, &plans))
+        Ok(Indexes::new(&migrations::SQLITE, &there, &plans))
     }
 
     async fn maintain(&self) -> Result<()> {

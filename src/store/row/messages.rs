@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{At, ContactRow, broken, word};
@@ -16,17 +15,18 @@ use crate::store::reports::LedgerRow;
 use crate::store::{Error, Result};
 use crate::token::{Address, ContactId, MessageId};
 
-/// A message that was claimed a moment ago.
-#[derive(FromRow)]
-pub(in crate::store) struct ClaimRow {
-    pub(in crate::store) id: Uuid,
-    pub(in crate::store) contact_id: Uuid,
-    kind: String,
-    pub(in crate::store) lease_epoch: i32,
-    attempts: i32,
-    lost_claims: i32,
-    created_at: At,
-    claimed_at: At,
+row! {
+    /// A message that was claimed a moment ago.
+    pub(in crate::store) struct ClaimRow {
+        pub(in crate::store) id: Uuid,
+        pub(in crate::store) contact_id: Uuid,
+        kind: String,
+        pub(in crate::store) lease_epoch: i32,
+        attempts: i32,
+        lost_claims: i32,
+        created_at: At,
+        claimed_at: At,
+    }
 }
 
 impl ClaimRow {
@@ -38,16 +38,16 @@ impl ClaimRow {
     }
 }
 
-/// The same with its contact, where there is one.
-#[derive(FromRow)]
-pub(in crate::store) struct ClaimAndContactRow {
-    #[sqlx(flatten)]
-    claim: ClaimRow,
-    address: Option<String>,
-    time_zone: Option<String>,
-    locale: Option<String>,
-    suppressed_at: Option<At>,
-    suppressed_why: Option<String>,
+row! {
+    /// The same with its contact, where there is one.
+    pub(in crate::store) struct ClaimAndContactRow {
+        ..claim: ClaimRow,
+        address: Option<String>,
+        time_zone: Option<String>,
+        locale: Option<String>,
+        suppressed_at: Option<At>,
+        suppressed_why: Option<String>,
+    }
 }
 
 impl ClaimAndContactRow {
@@ -61,17 +61,18 @@ impl ClaimAndContactRow {
     }
 }
 
-/// What a claimed message carries.
-#[derive(FromRow)]
-pub(in crate::store) struct CarriedRow {
-    message_id: Uuid,
-    token_id: Uuid,
-    generation: i32,
-    lead: i64,
-    deadline: At,
-    escalation: bool,
-    reason: Option<String>,
-    tightest: i64,
+row! {
+    /// What a claimed message carries.
+    pub(in crate::store) struct CarriedRow {
+        message_id: Uuid,
+        token_id: Uuid,
+        generation: i32,
+        lead: i64,
+        deadline: At,
+        escalation: bool,
+        reason: Option<String>,
+        tightest: i64,
+    }
 }
 
 /// What a claim brought: messages to send, and those that cannot be read.
@@ -185,14 +186,15 @@ pub(in crate::store) fn message_state(id: MessageId, state: &str) -> Result<Mess
     word("messages", "state", id.uuid(), state)
 }
 
-/// A message that waits.
-#[derive(FromRow)]
-pub(in crate::store) struct QueuedRow {
-    id: Uuid,
-    contact_id: Uuid,
-    kind: String,
-    state: String,
-    not_before: At,
+row! {
+    /// A message that waits.
+    pub(in crate::store) struct QueuedRow {
+        id: Uuid,
+        contact_id: Uuid,
+        kind: String,
+        state: String,
+        not_before: At,
+    }
 }
 
 impl TryFrom<QueuedRow> for Queued {
@@ -218,23 +220,24 @@ pub(in crate::store) fn alerted(
     Ok(Alerted { kind, opened_at: opened_at.0, claimed_at: claimed_at.map(|at| at.0), is_open })
 }
 
-/// A message as operators see it.
-#[derive(FromRow)]
-pub(in crate::store) struct MessageRow {
-    id: Uuid,
-    kind: String,
-    state: String,
-    contact_id: Uuid,
-    address: Option<String>,
-    created_at: At,
-    claimed_at: Option<At>,
-    not_before: At,
-    finished_at: Option<At>,
-    attempts: i32,
-    unknown_outcomes: i32,
-    lost_claims: i32,
-    last_reply: Option<String>,
-    pending: i64,
+row! {
+    /// A message as operators see it.
+    pub(in crate::store) struct MessageRow {
+        id: Uuid,
+        kind: String,
+        state: String,
+        contact_id: Uuid,
+        address: Option<String>,
+        created_at: At,
+        claimed_at: Option<At>,
+        not_before: At,
+        finished_at: Option<At>,
+        attempts: i32,
+        unknown_outcomes: i32,
+        lost_claims: i32,
+        last_reply: Option<String>,
+        pending: i64,
+    }
 }
 
 impl TryFrom<MessageRow> for MessageRecord {
@@ -260,16 +263,17 @@ impl TryFrom<MessageRow> for MessageRecord {
     }
 }
 
-/// A row of the ledger, as reports need it.
-#[derive(FromRow)]
-pub(in crate::store) struct ReportRow {
-    token_id: Uuid,
-    generation: i32,
-    lead: i64,
-    state: String,
-    reason: Option<String>,
-    escalation: bool,
-    settled_at: Option<At>,
+row! {
+    /// A row of the ledger, as reports need it.
+    pub(in crate::store) struct ReportRow {
+        token_id: Uuid,
+        generation: i32,
+        lead: i64,
+        state: String,
+        reason: Option<String>,
+        escalation: bool,
+        settled_at: Option<At>,
+    }
 }
 
 impl TryFrom<ReportRow> for LedgerRow {
@@ -288,14 +292,15 @@ impl TryFrom<ReportRow> for LedgerRow {
     }
 }
 
-/// A reminder that a message carries, as operators see it.
-#[derive(FromRow)]
-pub(in crate::store) struct ContentRow {
-    token_id: Uuid,
-    lead: i64,
-    deadline: At,
-    state: String,
-    reason: Option<String>,
+row! {
+    /// A reminder that a message carries, as operators see it.
+    pub(in crate::store) struct ContentRow {
+        token_id: Uuid,
+        lead: i64,
+        deadline: At,
+        state: String,
+        reason: Option<String>,
+    }
 }
 
 impl TryFrom<ContentRow> for CarriedRecord {
