@@ -7,8 +7,11 @@
 
 use std::time::{Duration, SystemTime};
 
-use lettre::message::header::{ContentType, HeaderName, HeaderValue};
-use lettre::message::{Attachment, Mailbox, MultiPart, MultiPartKind, SinglePart};
+use lettre::address::Envelope;
+use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
+use lettre::message::{Attachment, Body, Mailbox, MultiPart, MultiPartKind, SinglePart};
+
+use minijinja::value::Value;
 
 use crate::clock::Timestamp;
 use crate::token::ContactId;
@@ -19,10 +22,13 @@ use super::letter::{Content, Item, Kind, Letter};
 use super::manage_url::{BadUrl, ManageUrl};
 use super::return_path::ReturnPath;
 use super::templates::{BadTemplates, Language, Templates, Written};
-use super::view::{self, Entry, LISTED, SHOWN};
+use super::view::{self, Entry, SHOWN};
 
 /// What the calendar file is called.
 const CALENDAR: &str = "deadlines.ics";
+
+/// How long a line of a mail may be, in bytes without its end (RFC 5322, section 2.1.1).
+const LONGEST_LINE: usize = 998;
 
 /// A mail, ready to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,10 +168,11 @@ impl Composer {
                 let entries = view::entries(items, &letter.to, now);
                 let first = entries.first().ok_or(ComposeError::Nothing)?;
                 let language = self.templates.language(of_contact.unwrap_or(&first.item.owner.locale));
-                let known = view::reminders(&entries, self.manage_url.as_ref(), now);
-                let written = language.write(kind, &known)?;
+                let link = self.manage_url.as_ref();
+                let reminders = view::reminders(&entries, link, now, &|token| language.words(token))?;
+                let written = language.write(kind, &reminders.known)?;
                 let is_test = matches!(letter.content, Content::Test(_));
-                let calendar = if is_test { None } else { self.calendar_of(&entries, language, now)? };
+                let calendar = if is_test { None } else { self.calendar_of(&entries, &reminders.own, language, now)? };
                 Ok((written, calendar))
             }
         }
@@ -175,14 +182,15 @@ impl Composer {
     fn calendar_of(
         &self,
         entries: &[Entry<'_>],
+        tokens: &[Value],
         language: &Language,
         now: Timestamp,
     ) -> Result<Option<String>, ComposeError> {
-        let own = entries.iter().filter(|entry| entry.item.escalation.is_none()).take(LISTED);
+        let own = entries.iter().filter(|entry| entry.item.escalation.is_none()).zip(tokens);
         let events: Result<Vec<_>, minijinja::Error> = own
-            .filter(|entry| !entry.expired)
-            .map(|entry| {
-                let (title, text) = language.event(&view::token(entry, self.manage_url.as_ref(), now))?;
+            .filter(|(entry, _)| !entry.expired)
+            .map(|(entry, token)| {
+                let (title, text) = language.event(token)?;
                 let link = self.manage_url.as_ref().and_then(|url| url.of(&entry.item.token));
                 Ok(calendar::Entry { token: &entry.item.token, deadline: entry.deadline, title, text, link })
             })
@@ -202,6 +210,8 @@ impl Composer {
         let mut mail = lettre::Message::builder()
             .from(self.from.clone())
             .to(Mailbox::new(None, to.clone()))
+            // Otherwise lettre reads it back from the headers.
+            .envelope(Envelope::new(Some(self.from.email.clone()), vec![to.clone()])?)
             .subject(written.subject)
             .date(date(now))
             .message_id(Some(format!("<{}@{}>", letter.message, self.domain)))
@@ -217,8 +227,8 @@ impl Composer {
         let words = MultiPart::builder()
             .kind(MultiPartKind::Alternative)
             .boundary(boundary("words"))
-            .singlepart(SinglePart::plain(written.text))
-            .singlepart(SinglePart::html(written.html));
+            .singlepart(part(ContentType::TEXT_PLAIN, written.text))
+            .singlepart(part(ContentType::TEXT_HTML, written.html));
         let parts = match calendar {
             None => words,
             Some(calendar) => {
@@ -241,6 +251,19 @@ impl Composer {
         let one_token = items.iter().all(|item: &Item| item.token.id == first);
         one_token.then(|| format!("<token-{first}@{}>", self.domain))
     }
+}
+
+/// A text that goes as it is where every mail server takes it so: ASCII, and no line too long. lettre would encode lines of
+/// more than 76 characters, of which HTML has many.
+fn part(kind: ContentType, text: String) -> SinglePart {
+    let is_plain =
+        text.is_ascii() && text.split('\n').all(|line| line.len() <= LONGEST_LINE) && !text.contains(['\0', '\r']);
+    let body = if is_plain {
+        Body::dangerous_pre_encoded(text.replace('\n', "\r\n").into_bytes(), ContentTransferEncoding::SevenBit)
+    } else {
+        Body::new(text)
+    };
+    SinglePart::builder().header(kind).body(body)
 }
 
 /// A mailbox whose name is one plain line (lettre panics at a line break in it) and whose domain is ASCII.

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::letter::{Alert, Change, Content, Item, Kind, Letter};
 use super::manage_url::ManageUrl;
+use super::templates::Language;
 use super::view;
 use crate::clock::Timestamp;
 use crate::policy::{Lead, Reason};
@@ -88,21 +89,26 @@ fn owner() -> Owner {
 }
 
 /// What templates know of many letters of each kind, so that each of their branches is taken by one of them.
-pub(super) fn known() -> Vec<(Kind, Value)> {
+///
+/// # Errors
+/// When the language cannot put one of their tokens into words.
+pub(super) fn known(language: &Language) -> Result<Vec<(Kind, Value)>, minijinja::Error> {
     let now = Timestamp::from_timestamp(1_800_000_000, 0).unwrap_or_default();
     let link = ManageUrl::parse("https://example.org/{token_id}").ok();
     let mut known = Vec::new();
-    let Ok(address) = Address::parse("owner@example.org") else { return known };
+    let Ok(address) = Address::parse("owner@example.org") else { return Ok(known) };
     let to = contact(address);
-    let mut add = |kind, items: &[Item], link: Option<&ManageUrl>| {
-        known.push((kind, view::reminders(&view::entries(items, &to, now), link, now)));
+    let mut add = |kind, items: &[Item], link: Option<&ManageUrl>| -> Result<(), minijinja::Error> {
+        let entries = view::entries(items, &to, now);
+        known.push((kind, view::reminders(&entries, link, now, &|token| language.words(token))?.known));
+        Ok(())
     };
     for kind in Kind::ALL {
         let (Content::Reminders(items) | Content::Test(items)) = content(kind, now) else { continue };
-        add(kind, &items, link.as_ref());
-        add(kind, &items.iter().take(1).cloned().collect::<Vec<_>>(), None);
+        add(kind, &items, link.as_ref())?;
+        add(kind, &items.iter().take(1).cloned().collect::<Vec<_>>(), None)?;
         if kind == Kind::Reminder {
-            add(kind, &items.iter().cycle().take(view::LISTED + 1).cloned().collect::<Vec<_>>(), None);
+            add(kind, &items.iter().cycle().take(view::LISTED + 1).cloned().collect::<Vec<_>>(), None)?;
         }
         let moved = |days: i64| {
             let ahead = if kind == Kind::Expired { -1 } else { 1 };
@@ -110,14 +116,14 @@ pub(super) fn known() -> Vec<(Kind, Value)> {
             items.first().map(|item| Item { token: Token { expires_at, ..item.token.clone() }, ..item.clone() })
         };
         for days in [0, 1] {
-            add(kind, &moved(days).into_iter().collect::<Vec<_>>(), link.as_ref());
+            add(kind, &moved(days).into_iter().collect::<Vec<_>>(), link.as_ref())?;
         }
-        add(kind, &[2, 400].into_iter().filter_map(moved).collect::<Vec<_>>(), link.as_ref());
+        add(kind, &[2, 400].into_iter().filter_map(moved).collect::<Vec<_>>(), link.as_ref())?;
         let reasons =
             [Reason::NoContact, Reason::Suppressed, Reason::Undeliverable, Reason::Unreadable, Reason::ByHand];
         let mut odd: Vec<Item> = items.clone();
         odd.extend(reasons.map(|reason| Item { escalation: Some(reason), ..deploy_key(now, TimeDelta::days(3)) }));
-        add(kind, &odd, None);
+        add(kind, &odd, None)?;
         let bare = |item: &Item| {
             let replaced_by = Some(item.token.id);
             let scopes = vec!["scope".to_owned(); 30];
@@ -125,12 +131,12 @@ pub(super) fn known() -> Vec<(Kind, Value)> {
             Item { token, change: item.change.as_ref().map(|_| Change { before: None, by: None }), ..item.clone() }
         };
         let bare: Vec<Item> = items.iter().map(bare).collect();
-        add(kind, &bare, None);
+        add(kind, &bare, None)?;
     }
     let held = |urgent, next_deadline| Alert::Held { messages: 2, since: now, next_deadline, urgent };
     let soon = Some(now + TimeDelta::hours(2));
     for alert in [held(false, None), held(true, soon), Alert::Expiry { tokens: 1 }, Alert::Expiry { tokens: 2 }] {
         known.push((Kind::Alert, view::alert(alert, &to, now)));
     }
-    known
+    Ok(known)
 }

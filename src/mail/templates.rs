@@ -156,6 +156,20 @@ impl Language {
         Ok(Written { text: render("body.txt", &known)?, html: render("body.html", &known)?, subject })
     }
 
+    /// What mails say of a token in words: `token.words`.
+    ///
+    /// # Errors
+    /// When the template fails on this token.
+    pub fn words(&self, token: &Value) -> Result<Value, minijinja::Error> {
+        let known = minijinja::context! { locale => self.tag.as_str(), token };
+        let captured = self.compiled.get_template(built_in::WORDS)?.render_captured(known)?;
+        let state = captured.state();
+        let names = state.exports().into_iter().filter(|name| !name.starts_with('_'));
+        let words: BTreeMap<String, Value> =
+            names.filter_map(|name| Some((name.to_owned(), state.lookup(name)?))).collect();
+        Ok(words.into())
+    }
+
     /// The title and the text of a token's entry in a calendar.
     ///
     /// # Errors

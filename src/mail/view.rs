@@ -8,8 +8,8 @@ use std::collections::HashSet;
 
 use chrono::TimeDelta;
 use chrono_tz::Tz;
-use minijinja::context;
 use minijinja::value::Value;
+use minijinja::{Error, context};
 
 use crate::clock::Timestamp;
 use crate::policy::Reason;
@@ -72,9 +72,38 @@ pub fn entries<'a>(items: &'a [Item], to: &Contact, now: Timestamp) -> Vec<Entry
 
 /// What templates know of reminders: `own`, the tokens of the reader's owners, and `escalated`, those of owners that could
 /// not be told.
-pub fn reminders(entries: &[Entry<'_>], link: Option<&ManageUrl>, now: Timestamp) -> Value {
+///
+/// # Errors
+/// When `words` fails, which puts a token into words.
+pub fn reminders(
+    entries: &[Entry<'_>],
+    link: Option<&ManageUrl>,
+    now: Timestamp,
+    words: &impl Fn(&Value) -> Result<Value, Error>,
+) -> Result<Reminders, Error> {
     let (escalated, own): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.item.escalation.is_some());
-    context! { own => part(&own, link, now), escalated => part(&escalated, link, now) }
+    let listed = |entries: &[&Entry<'_>]| -> Result<Vec<Value>, Error> {
+        let token = |entry: &&Entry<'_>| {
+            let token = token(entry, link, now);
+            Ok(context! { words => words(&token)?, ..token })
+        };
+        entries.iter().take(LISTED).map(token).collect()
+    };
+    let (own_listed, escalated_listed) = (listed(&own)?, listed(&escalated)?);
+    let known = context! {
+        own => part(&own, &own_listed, now),
+        escalated => part(&escalated, &escalated_listed, now),
+    };
+    Ok(Reminders { known, own: own_listed })
+}
+
+/// What templates know of reminders.
+#[derive(Clone, Debug)]
+pub struct Reminders {
+    /// All of it.
+    pub known: Value,
+    /// Each of the reader's own tokens that the mail lists, in the order of its entry.
+    pub own: Vec<Value>,
 }
 
 /// What templates know of an alert.
@@ -91,10 +120,9 @@ pub fn alert(alert: Alert, to: &Contact, now: Timestamp) -> Value {
     context! { kind, count, since => instant(since), deadline => instant(deadline) }
 }
 
-fn part(entries: &[&Entry<'_>], link: Option<&ManageUrl>, now: Timestamp) -> Value {
+fn part(entries: &[&Entry<'_>], listed: &[Value], now: Timestamp) -> Value {
     let expired = entries.iter().filter(|entry| entry.expired).count();
     let owners: HashSet<_> = entries.iter().map(|entry| entry.item.owner.id).collect();
-    let listed: Vec<Value> = entries.iter().take(LISTED).map(|entry| token(entry, link, now)).collect();
     let day = entries.first().map(|first| first.moment.days);
     let this_week = match (entries.first(), entries.last()) {
         (Some(first), Some(last)) => !first.expired && last.moment.days <= days_left_in_week(now, first.zone),
@@ -112,8 +140,8 @@ fn part(entries: &[&Entry<'_>], link: Option<&ManageUrl>, now: Timestamp) -> Val
     }
 }
 
-/// What templates know of one token.
-pub fn token(entry: &Entry<'_>, link: Option<&ManageUrl>, now: Timestamp) -> Value {
+/// What templates know of one token, but for its words.
+fn token(entry: &Entry<'_>, link: Option<&ManageUrl>, now: Timestamp) -> Value {
     let Item { token, owner, escalation, change, .. } = entry.item;
     let zone = entry.zone;
     let unused = match token.last_used_at {

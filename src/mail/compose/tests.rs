@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::mail::letter::Change;
+use crate::mail::view::LISTED;
 use crate::mail::wrap::COLUMNS;
 use crate::policy::{Lead, Reason};
 use crate::token::{Address, Contact, Kind, MessageId, Owner, OwnerId, Status, Token, TokenId};

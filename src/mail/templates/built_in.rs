@@ -5,6 +5,9 @@ use super::{File, Tree};
 /// The style sheet that is written into the HTML.
 pub(super) const STYLE: &str = "style.css";
 
+/// What is said of a token, in words.
+pub(super) const WORDS: &str = "words.txt";
+
 /// The words of a calendar's entry.
 pub(super) const EVENT: &str = "event.txt";
 
@@ -41,6 +44,7 @@ const FILES: &[(&str, &str)] = files![
     "test/subject.txt",
     "token.html",
     "token.txt",
+    "words.txt",
     "de/alert/body.html",
     "de/alert/body.txt",
     "de/alert/subject.txt",

@@ -11,7 +11,7 @@ use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 
 use super::inline::next_code;
-use super::{File, Language, Tree, environment, origin, resolved};
+use super::{BadTemplates, DEFAULT, File, Language, Templates, Tree, environment, origin, resolved};
 use crate::mail::letter::Kind;
 use crate::mail::sample;
 
@@ -22,17 +22,21 @@ const EVERYWHERE: [&str; 10] =
 /// Everything that is wrong with the files that are not built in.
 pub(super) fn check(tree: &Tree) -> Vec<String> {
     let mut problems = BTreeSet::new();
-    let samples = sample::known();
+    // The names are the same in every language.
+    let names = match Templates::built_in() {
+        Ok(templates) => sample::known(templates.language(DEFAULT)).unwrap_or_default(),
+        Err(BadTemplates { problems }) => return problems,
+    };
     for (tag, files) in resolved(tree) {
         let files: BTreeMap<&str, &File> = files.into_iter().collect();
         match compiled(&files) {
             Ok(compiled) => {
                 let language = Language { tag, compiled };
                 for (name, file) in files.iter().filter(|(_, file)| file.path.is_some()) {
-                    read(name, file, &language.compiled, &samples, &mut problems);
+                    read(name, file, &language.compiled, &names, &mut problems);
                 }
                 if problems.is_empty() {
-                    render(&language, &files, &samples, &mut problems);
+                    render(&language, &files, &mut problems);
                 }
             }
             Err(found) => problems.extend(found),
@@ -147,19 +151,21 @@ fn named(known: &Value, name: &str) -> Option<Value> {
     }
 }
 
-fn render(
-    language: &Language,
-    files: &BTreeMap<&str, &File>,
-    samples: &[(Kind, Value)],
-    problems: &mut BTreeSet<String>,
-) {
-    for (kind, known) in samples {
-        let told = |error: &Error| {
-            let name = error.name().unwrap_or_default();
-            let file = files.get(name);
-            let origin = file.map_or_else(|| name.to_owned(), |file| origin(name, file));
-            told(error, &origin, file.map(|file| file.source.as_ref()))
-        };
+fn render(language: &Language, files: &BTreeMap<&str, &File>, problems: &mut BTreeSet<String>) {
+    let told = |error: &Error| {
+        let name = error.name().unwrap_or_default();
+        let file = files.get(name);
+        let origin = file.map_or_else(|| name.to_owned(), |file| origin(name, file));
+        told(error, &origin, file.map(|file| file.source.as_ref()))
+    };
+    let samples = match sample::known(language) {
+        Ok(samples) => samples,
+        Err(error) => {
+            problems.insert(told(&error));
+            return;
+        }
+    };
+    for (kind, known) in &samples {
         if let Err(error) = language.write(*kind, known) {
             problems.insert(told(&error));
         }

@@ -28,7 +28,12 @@ fn load(files: &[(&str, &str)]) -> Result<Templates, BadTemplates> {
 
 fn written(templates: &Templates, locale: &str, kind: Kind) -> Written {
     // Of each kind the second sample is about one token.
-    let (_, known) = sample::known().into_iter().filter(|(of, _)| *of == kind).nth(1).expect("a sample");
+    let (_, known) = sample::known(templates.language(locale))
+        .expect("words")
+        .into_iter()
+        .filter(|(of, _)| *of == kind)
+        .nth(1)
+        .expect("a sample");
     templates.language(locale).write(kind, &known).expect("written")
 }
 
@@ -45,7 +50,7 @@ fn locales_lead_to_the_nearest_language() {
 fn the_built_in_templates_render_every_sample_in_every_language() {
     let templates = Templates::built_in().expect("templates");
     for tag in ["en", "de"] {
-        for (kind, known) in sample::known() {
+        for (kind, known) in sample::known(templates.language(tag)).expect("words") {
             let written =
                 templates.language(tag).write(kind, &known).unwrap_or_else(|error| panic!("{tag} {kind:?}: {error:#}"));
             assert!(written.html.contains(&format!("<html lang=\"{tag}\"")), "{}", written.html);
@@ -167,11 +172,17 @@ fn the_document_names_everything_that_templates_know() {
     let keys = |value: &Value| -> Vec<String> {
         value.try_iter().map(|keys| keys.map(|key| key.to_string()).collect()).unwrap_or_default()
     };
-    let all = sample::known();
+    let all = sample::known(Templates::built_in().expect("templates").language("en")).expect("words");
     let known = &all.iter().find(|(kind, _)| *kind == Kind::Changed).expect("a sample").1;
     let at = |path: &[&str]| path.iter().fold(known.clone(), |value, key| value.get_attr(key).expect("a field"));
     let mut names = vec![];
-    for path in [&["own"][..], &["own", "first"], &["own", "first", "change"], &["own", "first", "deadline"]] {
+    for path in [
+        &["own"][..],
+        &["own", "first"],
+        &["own", "first", "change"],
+        &["own", "first", "deadline"],
+        &["own", "first", "words"],
+    ] {
         names.extend(keys(&at(path)));
     }
     names.extend(all.iter().filter(|(kind, _)| *kind == Kind::Alert).flat_map(|(_, known)| keys(known)));
