@@ -24,8 +24,12 @@ use crate::support::cluster::{Cluster, Stop};
 use crate::support::many::Bulk;
 use crate::support::smtp_script::{Action, Phase, Script, Server};
 
-/// Sessions of each daemon: so many messages it has in flight at most.
+/// Sessions of each daemon.
 const CONNECTIONS: usize = 4;
+
+/// How many messages it claims besides, at most, and how many it hands over without having recorded them.
+const AHEAD: usize = 64;
+const UNRECORDED: usize = 32;
 
 /// How long the server takes to answer the end of a message.
 const DELAY: Duration = Duration::from_millis(20);
@@ -128,11 +132,8 @@ async fn kill_again_and_again<B: Killed>(backend: &B, place: Place, daemons: usi
     );
     assert_eq!(lost, 0, "every Message-ID arrived");
     assert_eq!(killed.len(), size.kills);
-    assert!(
-        in_flight.iter().all(|messages| *messages <= CONNECTIONS),
-        "no more than there are sessions: {in_flight:?}"
-    );
-    assert!(repeated <= in_flight.iter().sum(), "{repeated} repeated, in flight {in_flight:?}");
+    assert!(in_flight.iter().all(|claimed| *claimed <= CONNECTIONS + AHEAD), "claimed in vain: {in_flight:?}");
+    assert!(repeated <= in_flight.iter().map(|claimed| *claimed.min(&UNRECORDED)).sum(), "{repeated} of {in_flight:?}");
     let unsent = backend.count("SELECT COUNT(*) FROM messages WHERE state <> 'sent'").await;
     let unsaid = backend.count("SELECT COUNT(*) FROM reminders WHERE state <> 'sent'").await;
     let all = backend.count("SELECT COUNT(*) FROM messages").await;

@@ -2,16 +2,20 @@
 //!
 //! Messages are claimed in a short transaction, sent in none, and recorded in a short transaction. Between the mail
 //! server's acceptance and the record a crash repeats a message, with the same `Message-ID` and the same reminders or
-//! fewer; nothing else can repeat one. At most as many are claimed as there are sessions that can begin at once, so that
-//! many are repeated at most: a message counts until it is recorded. Nothing is claimed before the mail server answers, so that a server that is out of reach
-//! touches no message. What is said is checked against the tokens as they are at that moment.
+//! fewer; nothing else can repeat one, and [`UNRECORDED`] bounds how many. A process claims a message for each session, and
+//! as many ahead as its sessions begin in a moment ([`ahead`]): a fast mail server never waits for the store, and for a slow
+//! one nothing is claimed that could not begin at once. Nothing is claimed before the mail server answers, so
+//! that a server that is out of reach touches no message. What is said is checked against the tokens as they are when it
+//! is claimed; what waits when delivery pauses or ends is given back.
 //!
-//! One [`Deliverer`] claims, checks and records for all sessions of its process, for as many of them at once as are idle;
-//! each message is sent in a task of its own, so that a session that stalls holds up its own message and no other. What a
-//! record or a claim costs hardly depends on how many messages it is about: so a record waits a moment for half of the
-//! sessions, which one claim then serves, while the other half sends.
+//! One [`Deliverer`] claims, checks and records for all sessions of its process, and feeds them while it waits for the
+//! store; each message is sent in a task of its own, so that a session that stalls holds up its own message and no other.
+//! What a record or a claim costs hardly depends on how many messages it is about: so a record waits a moment for half of
+//! the sessions, and takes whatever has ended meanwhile.
 
+mod ahead;
 mod attempt;
+mod claiming;
 pub(in crate::jobs) mod foresee;
 mod pace;
 mod pause;
@@ -19,8 +23,9 @@ mod record;
 mod recording;
 mod sessions;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,15 +37,16 @@ use uuid::Uuid;
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
 use crate::mail::compose::Composer;
-use crate::mail::letter::{Alert, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::Group;
-use crate::store::outbox::{ClaimedMessage, MessageKind, Record};
-use crate::store::planning::{Facts, Reminded};
+use crate::store::outbox::Record;
+use crate::store::planning::Reminded;
 use crate::store::{Result, Store};
-use crate::token::{Bucket, ContactId, MessageId, TokenId};
-use attempt::{Attempt, RENEW_WITHIN, untried};
+use crate::token::{Bucket, ContactId, MessageId};
+use ahead::Ahead;
+use attempt::{Attempt, Mail, RENEW_WITHIN, untried};
+use claiming::{Claimed, Claiming};
 use pace::Pace;
 use pause::{Pause, Refused};
 use recording::Recording;
@@ -57,6 +63,13 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// How long the first message that has ended waits for others, to be recorded with them.
 const GATHER: Duration = Duration::from_millis(3);
+
+/// How many messages may have been handed over, or be so at the moment, without being recorded; or two for each session,
+/// where that is more. A process that is killed repeats at most so many.
+const UNRECORDED: usize = 32;
+
+/// How long what was claimed ahead may wait for a session: then what it says is no longer sure to be true.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// What a step did, in messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -167,6 +180,13 @@ enum Earlier {
     Forgotten,
 }
 
+/// Claimed and checked.
+struct Ready {
+    attempt: Attempt,
+    mail: Mail,
+    since: Instant,
+}
+
 /// Sends messages from a store, through several sessions at once.
 pub struct Deliverer<S, C> {
     store: S,
@@ -176,6 +196,9 @@ pub struct Deliverer<S, C> {
     holder: Uuid,
     sessions: Sessions,
     pace: Pace,
+    ahead: Ahead,
+    /// Claimed and checked, for the next sessions that are idle.
+    ready: VecDeque<Ready>,
     /// Buckets that have messages to claim, as far as is known.
     due: VecDeque<Bucket>,
     /// The store was asked, and nothing more is due.
@@ -215,6 +238,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             holder,
             sessions: Sessions::new(transports),
             pace: Pace::new(terms.every),
+            ahead: Ahead::new(Instant::now()),
+            ready: VecDeque::new(),
             due: VecDeque::new(),
             nothing_due: false,
             plenty: false,
@@ -261,7 +286,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         self.tell_status().await?;
         corrected.and(recorded)?;
         let may_record = self.unrecorded() > 0 && !self.recording.is_busy() && !self.gathers();
-        let may_begin = !self.nothing_due && self.room(self.clock.now()) > 0;
+        let may_begin = !self.nothing_due && self.is_worth_a_claim(self.room(self.clock.now()));
         Ok(Outcome { did: std::mem::take(&mut self.did), more: may_record || may_begin })
     }
 
@@ -269,21 +294,19 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// ended has waited for long enough, or the rate allows one more. `false` at once, when nothing of that is under way.
     /// Nothing is lost when it is dropped.
     pub async fn wait(&mut self) -> bool {
-        let may_begin = !self.nothing_due && self.sessions.idle() > 0 && !self.pause.waits(self.clock.now());
+        let any = !self.nothing_due || !self.ready.is_empty();
+        let may_begin = any && self.sessions.idle() > 0 && !self.pause.waits(self.clock.now());
         let allowed = self.pace.wait(Instant::now()).filter(|_| may_begin);
         if !self.sessions.are_busy() && !self.recording.is_busy() && allowed.is_none() {
             return false;
         }
-        let until_allowed = async {
-            match allowed {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+        let until_allowed = at_or_never(allowed);
+        let until_stale = at_or_never(self.stale_at());
         tokio::select! {
             told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
             () = self.recording.done() => {}
             () = until_allowed => {}
+            () = until_stale => {}
             () = tokio::time::sleep_until(self.gathers_until), if self.gathers() => {}
         }
         true
@@ -297,6 +320,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     pub async fn finish(&mut self) -> Result<Delivered> {
         let mut did = std::mem::take(&mut self.did);
         self.pause.stop();
+        self.give_back("the service stops");
         loop {
             did += self.recording.take()?;
             if self.sessions.sending() == 0 {
@@ -390,6 +414,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                     self.gathers_until = Instant::now() + GATHER;
                 }
                 self.ended.push(*attempt);
+                self.feed();
             }
         }
     }
@@ -405,40 +430,84 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         ended > 0 && ended < self.sessions.sending() && Instant::now() < self.gathers_until
     }
 
-    /// How many messages may begin now.
+    /// How many messages may be claimed now.
     fn room(&self, now: Timestamp) -> usize {
         if self.pause.waits(now) {
             return 0;
         }
         // One message shows whether the server still refuses everybody.
         let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
-        let free = self.sessions.idle().saturating_sub(self.unrecorded() + self.recording.messages());
-        self.pace.room(Instant::now(), free.min(most))
+        let in_hand = self.ready.len() + self.sessions.sending() + self.unrecorded() + self.recording.messages();
+        self.pace.room(Instant::now(), self.window().saturating_sub(in_hand).min(most))
+    }
+
+    /// How many messages this process may have that are not recorded yet.
+    fn window(&self) -> usize {
+        let one_each = self.sessions.idle() + self.sessions.sending();
+        // A limit of the rate makes the sessions wait, and not the store.
+        if self.pause.is_on() || self.pace.is_limited() { one_each } else { one_each + self.ahead.messages() }
+    }
+
+    /// Whether to claim so few: a claim costs as much for one as for many.
+    fn is_worth_a_claim(&self, room: usize) -> bool {
+        room > 0 && (room >= self.window() / 4 || (self.ready.is_empty() && self.sessions.idle() > 0))
     }
 
     async fn begin(&mut self) -> Result<()> {
         self.sessions.doubt_stale();
-        if !self.pause.waits(self.clock.now()) {
+        if self.pause.waits(self.clock.now()) {
+            self.give_back("the mail server refuses everybody");
+        } else {
+            self.feed();
             self.look().await?;
-            self.open_sessions();
             loop {
+                // Each time: one may have been lost while the store was waited for.
+                self.open_sessions();
+                self.ahead.look(Instant::now());
                 let now = self.clock.now();
                 let room = self.room(now);
-                let Some(bucket) = self.due.front().copied().filter(|_| room > 0) else { break };
-                let claimed = self.claim(bucket, room, now).await?;
-                self.plenty = claimed.len() == room;
+                let Some(bucket) = self.due.front().copied().filter(|_| self.is_worth_a_claim(room)) else { break };
+                let claiming = Claiming::new(&self.store, &self.clock, &self.terms, self.holder);
+                let (claimed, meanwhile) = self.meanwhile(claiming.claim(bucket, room, now)).await;
+                let claimed = claimed?;
+                self.plenty = claimed.messages == room;
                 if !self.plenty {
                     self.due.pop_front();
                 }
-                self.start(claimed).await?;
+                self.take_in(claimed)?;
+                meanwhile?;
             }
         }
-        let nothing_comes = self.sessions.sending() == 0 && (self.nothing_due || self.pause.is_on());
+        let nothing_comes =
+            self.sessions.sending() == 0 && self.ready.is_empty() && (self.nothing_due || self.pause.is_on());
         let now = self.clock.now();
         if nothing_comes || self.suspect.as_ref().is_some_and(|suspect| suspect.lease_until - now < RENEW_WITHIN) {
             self.release_suspect();
         }
         Ok(())
+    }
+
+    /// Waits for the store, and meanwhile feeds the sessions and records what they have done; with what went wrong with that.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> (T, Result<()>) {
+        let mut work = pin!(work);
+        let mut result = Ok(());
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return (done, result),
+                told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
+                () = self.recording.done() => match self.recording.take() {
+                    Ok(did) => self.did += did,
+                    Err(error) => result = Err(error),
+                },
+                () = tokio::time::sleep_until(self.gathers_until), if self.gathers() => {}
+            }
+            if !self.gathers()
+                && let Err(error) = self.record_ended().await
+            {
+                result = Err(error);
+            }
+        }
     }
 
     /// Finds the buckets that have messages to claim, when none is known.
@@ -455,7 +524,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
 
     /// Opens as many sessions as there seem to be messages for.
     fn open_sessions(&mut self) {
-        if self.nothing_due {
+        if self.nothing_due && self.ready.is_empty() {
             return;
         }
         let now = self.clock.now();
@@ -475,93 +544,69 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
     }
 
-    async fn claim(&self, bucket: Bucket, room: usize, now: Timestamp) -> Result<Vec<ClaimedMessage>> {
-        let limit = u32::try_from(room).unwrap_or(u32::MAX);
-        self.store.claim(bucket, self.holder, now, now + LEASE, limit).await
-    }
-
-    /// Checks what was claimed, and sends what is still true.
-    async fn start(&mut self, claimed: Vec<ClaimedMessage>) -> Result<()> {
-        if claimed.is_empty() {
-            return Ok(());
-        }
-        let mut asked: Vec<_> = claimed
-            .iter()
-            .flat_map(|message| message.reminders.iter().map(|reminder| (message.contact.id, reminder.token)))
-            .collect();
-        asked.sort_unstable();
-        asked.dedup();
-        let (facts, alerts) = match self.read(&claimed, &asked).await {
-            Ok(read) => read,
-            Err(error) => {
-                self.decided.extend(claimed.into_iter().map(|message| untried(message, self.clock.now(), &error)));
-                return Err(error);
-            }
-        };
-        let (now, nothing) = (self.clock.now(), Facts::default());
-        let mut attempts = Vec::new();
-        for (message, alert) in claimed.into_iter().zip(alerts) {
-            let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
-            attempts.push(Attempt::new(message, facts, alert, &self.terms, now));
-        }
-        if self.terms.remember {
-            let to = attempts.iter().filter(|(attempt, _)| attempt.message.kind == MessageKind::Reminders);
-            let to: Vec<ContactId> = to.filter_map(|(_, letter)| Some(letter.as_ref()?.to.id)).collect();
-            // Before the mail goes: a pass that plans meanwhile must know. One that plans at this very moment may not.
-            if let Err(error) = self.store.mailed(&to, now).await {
-                let claimed = attempts.into_iter().map(|(attempt, _)| attempt.message);
-                self.decided.extend(claimed.map(|message| untried(message, now, &error)));
-                return Err(error);
-            }
-        }
-        for (attempt, letter) in attempts {
+    /// Sends what was claimed and is still true, as far as there are sessions for it. The rest is composed meanwhile.
+    fn take_in(&mut self, claimed: Claimed) -> Result<()> {
+        self.decided.extend(claimed.untried);
+        let since = Instant::now();
+        for (attempt, letter) in claimed.checked {
             match letter {
-                Some(letter) => self.send(attempt, letter),
+                Some(letter) => self.ready.push_back(Ready { attempt, mail: Mail::Letter(letter), since }),
                 None => self.ended.push(attempt),
             }
         }
-        Ok(())
-    }
-
-    /// What is true now of what was claimed, and what each of the alerts among it says.
-    async fn read(
-        &self,
-        claimed: &[ClaimedMessage],
-        asked: &[(ContactId, TokenId)],
-    ) -> Result<(HashMap<ContactId, Facts>, Vec<Option<Alert>>)> {
-        let facts = self.store.facts(asked).await?;
-        let mut alerts = Vec::with_capacity(claimed.len());
-        for message in claimed {
-            alerts.push(self.alert(message.kind, self.clock.now()).await?);
+        self.feed();
+        for Ready { mail, .. } in &mut self.ready {
+            mail.compose(&self.composer, self.clock.now());
         }
-        Ok((facts, alerts))
+        claimed.failed.map_or(Ok(()), Err)
     }
 
-    /// What an alert of this kind says now; `None` where it is no longer true, and for other messages.
-    async fn alert(&self, kind: MessageKind, now: Timestamp) -> Result<Option<Alert>> {
-        Ok(match kind {
-            MessageKind::Reminders | MessageKind::Escalations => None,
-            MessageKind::Held | MessageKind::HeldUrgent => self.store.held(now).await?.map(|held| Alert::Held {
-                messages: held.messages,
-                since: held.since,
-                next_deadline: held.next_deadline,
-                urgent: kind == MessageKind::HeldUrgent,
-            }),
-            MessageKind::Expiry => {
-                Some(self.store.overdue_count(now).await?).filter(|n| *n > 0).map(|tokens| Alert::Expiry { tokens })
-            }
-        })
+    /// Hands what is ready to the sessions that are idle.
+    fn feed(&mut self) {
+        if self.stale_at().is_some_and(|at| at <= Instant::now()) {
+            self.give_back("no session was free for it");
+        }
+        let most = UNRECORDED.max(2 * self.sessions.all());
+        while self.sessions.idle() > 0
+            && self.sessions.sending() + self.unrecorded() + self.recording.messages() < most
+            && !self.pause.waits(self.clock.now())
+            && self.pace.room(Instant::now(), 1) > 0
+            && let Some(ready) = self.ready.pop_front()
+        {
+            self.send(ready);
+        }
     }
 
-    fn send(&mut self, mut attempt: Attempt, letter: Letter) {
-        // There is one: no more were claimed than are idle.
-        let Some(mut transport) = self.sessions.take() else { return };
-        self.pace.spend(Instant::now());
+    /// When what waits for a session will have waited for too long.
+    fn stale_at(&self) -> Option<Instant> {
+        self.ready.front().and_then(|ready| ready.since.checked_add(FRESH))
+    }
+
+    /// Lets others have what is ready, and was not tried.
+    fn give_back(&mut self, why: &str) {
+        let now = self.clock.now();
+        self.decided.extend(self.ready.drain(..).map(|Ready { attempt, .. }| untried(attempt.message, now, why)));
+    }
+
+    fn send(&mut self, ready: Ready) {
+        let Some(mut transport) = self.sessions.take() else { return self.ready.push_front(ready) };
+        let Ready { mut attempt, mail, .. } = ready;
+        let now = Instant::now();
+        self.pace.spend(now);
+        self.ahead.begins(now);
         let (store, clock, composer) = (self.store.clone(), self.clock.clone(), self.composer.clone());
         let attempted = async move {
-            attempt.send(letter, &store, &clock, &composer, &mut transport).await;
+            attempt.send(mail, &store, &clock, &composer, &mut transport).await;
             Ended::Attempted(transport, Box::new(attempt))
         };
         self.sessions.spawn(attempted.in_current_span());
+    }
+}
+
+/// Waits until then.
+async fn at_or_never(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }

@@ -24,6 +24,12 @@ static PARTITIONS: OnceCell<Database> = OnceCell::const_new();
 pub trait Backend: Sized {
     type Store: Store;
 
+    /// What makes the store refuse to suppress a contact, and what undoes it.
+    const NO_SUPPRESSION: [&'static str; 2] = [
+        "ALTER TABLE contacts ADD CONSTRAINT no_suppression CHECK (suppressed_at IS NULL)",
+        "ALTER TABLE contacts DROP CONSTRAINT no_suppression",
+    ];
+
     /// Makes an empty store.
     fn make() -> impl Future<Output = Self>;
 
@@ -76,6 +82,12 @@ fn url(directory: &TempDir) -> String {
 
 impl Backend for OnSqlite {
     type Store = Sqlite;
+
+    const NO_SUPPRESSION: [&'static str; 2] = [
+        "CREATE TRIGGER no_suppression BEFORE UPDATE OF suppressed_at ON contacts \
+         BEGIN SELECT RAISE(ABORT, 'no suppression'); END",
+        "DROP TRIGGER no_suppression",
+    ];
 
     async fn make() -> Self {
         Self::fresh()

@@ -5,20 +5,21 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use tokio::task::JoinHandle;
 
 use super::{LEASE, Terms};
 use crate::clock::{Clock, Timestamp};
 use crate::escalation::Carried;
-use crate::mail::compose::Composer;
+use crate::mail::compose::{ComposeError, Composed, Composer};
 use crate::mail::letter::{Alert, Change, Content, Item, Letter};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::{Group, Traits, group_of};
 use crate::policy::{Lead, Reason, Verdict, recheck};
+use crate::store::Store;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use crate::store::planning::{Facts, NewReminder};
-use crate::store::{Error, Store};
 use crate::token::{ContactId, NEVER, Owner, Token};
 
 /// With less than this left of its lease, a message is renewed before it is handed over.
@@ -83,16 +84,16 @@ impl Attempt {
         (Self { message, speaking, settled, passed_on, lease_until, happened }, letter)
     }
 
-    /// Sends the letter, renewing the lease meanwhile.
+    /// Sends the mail, renewing the lease meanwhile.
     pub(super) async fn send<S: Store, C: Clock>(
         &mut self,
-        letter: Letter,
+        mail: Mail,
         store: &S,
         clock: &C,
-        composer: &Arc<Composer>,
+        composer: &Composer,
         transport: &mut Transport,
     ) {
-        let composed = match composer.compose(&letter, clock.now()) {
+        let composed = match mail.composed(composer, clock.now()).await {
             Ok(composed) => composed,
             Err(error) => {
                 self.happened = Some(Happened::Unbuildable { error: error.to_string() });
@@ -119,14 +120,41 @@ impl Attempt {
     }
 }
 
-/// A message that was claimed, and of which the store could not say what is true now: it is given back.
-pub(super) fn untried(message: ClaimedMessage, now: Timestamp, error: &Error) -> (Attempt, Record) {
-    let reply = format!("not tried: {error}");
+/// A message that was claimed, and is given back without having been tried.
+pub(super) fn untried(message: ClaimedMessage, now: Timestamp, why: &str) -> (Attempt, Record) {
+    let reply = format!("not tried: {why}");
     let delivery = Delivery::Retry { at: now, reply, counts: false, unknown: false };
     let lease_until = message.lease_until;
     let (speaking, settled, passed_on) = (Vec::new(), Vec::new(), Vec::new());
     let attempt = Attempt { message, speaking, settled, passed_on, lease_until, happened: None };
     (attempt, Record { delivery, settled: Vec::new(), escalations: Vec::new() })
+}
+
+/// What a message says, on its way to be a mail.
+#[derive(Debug)]
+pub(super) enum Mail {
+    /// Not composed yet.
+    Letter(Letter),
+    /// Being composed in a task of its own, while no session is there for it.
+    Composing(JoinHandle<Result<Composed, ComposeError>>),
+}
+
+impl Mail {
+    /// Begins to compose it, unless that has begun.
+    pub(super) fn compose(&mut self, composer: &Arc<Composer>, now: Timestamp) {
+        if let Self::Letter(letter) = self {
+            let (letter, composer) = (letter.clone(), composer.clone());
+            *self = Self::Composing(tokio::spawn(async move { composer.compose(&letter, now) }));
+        }
+    }
+
+    async fn composed(self, composer: &Composer, now: Timestamp) -> Result<Composed, ComposeError> {
+        match self {
+            Self::Letter(letter) => composer.compose(&letter, now),
+            // A panic there is one here.
+            Self::Composing(task) => task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())),
+        }
+    }
 }
 
 fn item(said: &Carried, facts: &Facts) -> Option<Item> {

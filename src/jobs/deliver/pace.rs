@@ -21,6 +21,11 @@ impl Pace {
         Self { every, next: None }
     }
 
+    /// Whether there is a limit.
+    pub(super) fn is_limited(&self) -> bool {
+        !self.every.is_zero()
+    }
+
     /// How many may begin now, `most` at most.
     pub(super) fn room(&self, now: Instant, most: usize) -> usize {
         let Some(next) = self.next.filter(|_| !self.every.is_zero()) else {

@@ -1,0 +1,119 @@
+//! Claims messages, and checks what they say against the tokens as they are now.
+//!
+//! Owns all that it needs, so that sessions go on meanwhile. When it is dropped, what it had claimed is claimed again when
+//! the lease ends.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::attempt::{Attempt, untried};
+use super::{LEASE, Terms};
+use crate::clock::{Clock, Timestamp};
+use crate::mail::letter::{Alert, Letter};
+use crate::store::outbox::{ClaimedMessage, MessageKind, Record};
+use crate::store::planning::Facts;
+use crate::store::{Error, Result, Store};
+use crate::token::{Bucket, ContactId, TokenId};
+
+/// What a claim brought.
+#[derive(Debug, Default)]
+pub(super) struct Claimed {
+    /// How many messages.
+    pub(super) messages: usize,
+    /// Each with the letter to send, if something is left to say.
+    pub(super) checked: Vec<(Attempt, Option<Letter>)>,
+    /// Those that nobody could check: they are given back.
+    pub(super) untried: Vec<(Attempt, Record)>,
+    /// Why not.
+    pub(super) failed: Option<Error>,
+}
+
+/// One claim of a process.
+pub(super) struct Claiming<S, C> {
+    store: S,
+    clock: C,
+    terms: Terms,
+    holder: Uuid,
+}
+
+impl<S: Store, C: Clock + Clone> Claiming<S, C> {
+    pub(super) fn new(store: &S, clock: &C, terms: &Terms, holder: Uuid) -> Self {
+        Self { store: store.clone(), clock: clock.clone(), terms: terms.clone(), holder }
+    }
+
+    /// Claims so many messages of a bucket at most.
+    ///
+    /// # Errors
+    /// When the store fails, with nothing claimed.
+    pub(super) async fn claim(self, bucket: Bucket, room: usize, now: Timestamp) -> Result<Claimed> {
+        let limit = u32::try_from(room).unwrap_or(u32::MAX);
+        let claimed = self.store.claim(bucket, self.holder, now, now + LEASE, limit).await?;
+        Ok(if claimed.is_empty() { Claimed::default() } else { self.check(claimed).await })
+    }
+
+    async fn check(&self, claimed: Vec<ClaimedMessage>) -> Claimed {
+        let messages = claimed.len();
+        let mut asked: Vec<_> = claimed
+            .iter()
+            .flat_map(|message| message.reminders.iter().map(|reminder| (message.contact.id, reminder.token)))
+            .collect();
+        asked.sort_unstable();
+        asked.dedup();
+        let (facts, alerts) = match self.read(&claimed, &asked).await {
+            Ok(read) => read,
+            Err(error) => return self.give_back(claimed, error),
+        };
+        let (now, nothing) = (self.clock.now(), Facts::default());
+        let mut checked = Vec::with_capacity(messages);
+        for (message, alert) in claimed.into_iter().zip(alerts) {
+            let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
+            checked.push(Attempt::new(message, facts, alert, &self.terms, now));
+        }
+        if self.terms.remember {
+            let to = checked.iter().filter(|(attempt, _)| attempt.message.kind == MessageKind::Reminders);
+            let to: Vec<ContactId> = to.filter_map(|(_, letter)| Some(letter.as_ref()?.to.id)).collect();
+            // Before the mail goes: a pass that plans meanwhile must know. One that plans at this very moment may not.
+            if let Err(error) = self.store.mailed(&to, now).await {
+                return self.give_back(checked.into_iter().map(|(attempt, _)| attempt.message).collect(), error);
+            }
+        }
+        Claimed { messages, checked, ..Claimed::default() }
+    }
+
+    fn give_back(&self, claimed: Vec<ClaimedMessage>, error: Error) -> Claimed {
+        let (messages, now, why) = (claimed.len(), self.clock.now(), error.to_string());
+        let untried = claimed.into_iter().map(|message| untried(message, now, &why)).collect();
+        Claimed { messages, untried, failed: Some(error), ..Claimed::default() }
+    }
+
+    /// What is true now of what was claimed, and what each of the alerts among it says.
+    async fn read(
+        &self,
+        claimed: &[ClaimedMessage],
+        asked: &[(ContactId, TokenId)],
+    ) -> Result<(HashMap<ContactId, Facts>, Vec<Option<Alert>>)> {
+        let facts = self.store.facts(asked).await?;
+        let mut alerts = Vec::with_capacity(claimed.len());
+        for message in claimed {
+            alerts.push(self.alert(message.kind, self.clock.now()).await?);
+        }
+        Ok((facts, alerts))
+    }
+
+    /// What an alert of this kind says now; `None` where it is no longer true, and for other messages.
+    async fn alert(&self, kind: MessageKind, now: Timestamp) -> Result<Option<Alert>> {
+        Ok(match kind {
+            MessageKind::Reminders | MessageKind::Escalations => None,
+            MessageKind::Held | MessageKind::HeldUrgent => self.store.held(now).await?.map(|held| Alert::Held {
+                messages: held.messages,
+                since: held.since,
+                next_deadline: held.next_deadline,
+                urgent: kind == MessageKind::HeldUrgent,
+            }),
+            MessageKind::Expiry => {
+                Some(self.store.overdue_count(now).await?).filter(|n| *n > 0).map(|tokens| Alert::Expiry { tokens })
+            }
+        })
+    }
+}
