@@ -139,6 +139,20 @@ fn what_is_asked_wrongly_is_told_what_would_be_right() {
     daemon.stop();
 }
 
+/// A failure at a lead time that came by a reload is an increase as well.
+#[test]
+fn lead_times_that_come_while_it_runs_are_counted_from_zero() {
+    let place = Place::new();
+    let (daemon, address) = watched(&place);
+    let series = "lapsed_reminders_total{lead=\"3d\",state=\"failed\"} 0\n";
+    let body = get(address, "/metrics").body;
+    assert!(!body.contains(series) && body.contains(&series.replace("3d", "7d")), "{body}");
+    let before = std::fs::read_to_string(place.path("lapsed.toml")).expect("the configuration");
+    place.configure(&format!("{before}[reminders]\nlead_times = [\"3d\"]\n"));
+    eventually("the new lead time", PATIENCE, || get(address, "/metrics").body.contains(series).then_some(()));
+    daemon.stop();
+}
+
 #[test]
 fn clients_that_are_slow_or_speak_nonsense_hold_nothing_up() {
     let place = Place::new();
