@@ -66,6 +66,9 @@ const LARGEST_LOG: &str = "67108864";
 /// (SQLite's documentation of the pragma).
 const OPTIMIZE: &str = "PRAGMA optimize = 0x10012";
 
+/// How many rows of an answer may wait to be taken: the thread that reads them sleeps less often than with sqlx's own 50.
+const ROWS: usize = 1_000;
+
 /// Connections that read.
 const READERS: u32 = 4;
 
@@ -96,6 +99,7 @@ impl Sqlite {
             .filename(&path)
             .busy_timeout(BUSY)
             .foreign_keys(true)
+            .row_buffer_size(ROWS)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full);
         {
@@ -140,7 +144,8 @@ impl Sqlite {
         if !path.try_exists().unwrap_or(true) {
             return Err(Error::Open(format!("there is no store {} yet", path.display())));
         }
-        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY).pragma("query_only", "ON");
+        let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY).row_buffer_size(ROWS);
+        let options = options.pragma("query_only", "ON");
         let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY);
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error, &path))?;
         let readers = pool(READERS).connect_lazy_with(options.clone());
