@@ -152,9 +152,10 @@ impl Narrator {
         })
     }
 
-    /// Whether nothing waits to be sent.
+    /// Whether nothing waits to be sent, but for what the fallback hears of tomorrow: it gets one mail a day.
     pub(super) fn is_quiet(&self) -> bool {
-        self.reminders.values().all(|reminder| reminder.state != ReminderState::Pending)
+        let waits = |reminder: &ReminderRecord| reminder.state == ReminderState::Pending && !reminder.escalation;
+        !self.reminders.values().any(waits)
     }
 
     /// The first message that spoke of several tokens.
