@@ -26,15 +26,15 @@ const WITH_MAIL: &str = r#"
 
 /// A list with each column, and with two that mean nothing.
 const LIST: &str = "\
-owner,emails,description,expires_at,external_id,created_at,last_used_at,revoked_at,time_zone,colour,shoe size
-alice,alice@example.org;team@example.org,deploy key,2099-01-31,17,2024-05-01T09:00:00Z,2026-01-02,,Asia/Tokyo,red,42
-alice,,\"nightly, backup\",never,18,,,,,,
-bob,Bob@Example.org,registry,2099-03-01T12:00:00+02:00,19,2024-01-01,,2026-02-03T04:05:06Z,,,
+owner,emails,description,expires_at,external_id,created_at,last_used_at,revoked_at,time_zone,watch,colour,shoe size
+alice,alice@example.org;team@example.org,deploy key,2099-01-31,17,2024-05-01T09:00:00Z,2026-01-02,,Asia/Tokyo,sec@example.org; ops@example.org,red,42
+alice,,\"nightly, backup\",never,18,,,,,,,
+bob,Bob@Example.org,registry,2099-03-01T12:00:00+02:00,19,2024-01-01,,2026-02-03T04:05:06Z,,,,
 ";
 
 /// The same as JSON lines.
 const JSON_LINES: &str = r#"
-{"owner":"alice","emails":["alice@example.org","team@example.org"],"description":"deploy key","expires_at":"2099-01-31","external_id":17,"created_at":"2024-05-01T09:00:00Z","last_used_at":"2026-01-02","time_zone":"Asia/Tokyo"}
+{"owner":"alice","emails":["alice@example.org","team@example.org"],"description":"deploy key","expires_at":"2099-01-31","external_id":17,"created_at":"2024-05-01T09:00:00Z","last_used_at":"2026-01-02","time_zone":"Asia/Tokyo","watch":["sec@example.org","ops@example.org"]}
 {"owner":"alice","description":"nightly, backup","expires_at":null,"external_id":"18","colour":"red"}
 {"owner":"bob","emails":"Bob@Example.org","description":"registry","expires_at":"2099-03-01T12:00:00+02:00","external_id":19,"created_at":"2024-01-01","revoked_at":"2026-02-03T04:05:06Z"}
 "#;
@@ -141,6 +141,7 @@ fn an_imported_token_is_watched_and_has_nothing_to_verify() {
                     last used    [instant] JST, [instant] UTC\n\
                     source       forge\n\
                     external id  17\n\
+                    watched by   ops@example.org, sec@example.org\n\
                     reminders    30d, 7d, 1d\n\
                     \n\
                     No reminder has been due yet.\n";

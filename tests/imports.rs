@@ -27,6 +27,7 @@ fn row(owner: &str, external_id: &str, expires_in: i64) -> ImportRow {
         owner_key: owner.into(),
         time_zone: None,
         addresses: vec![at(&format!("{owner}@example.org"))],
+        watchers: Vec::new(),
         external_id: external_id.into(),
         description: format!("token {external_id}"),
         created_at: Some(dawn() - days(300)),

@@ -99,6 +99,7 @@ async fn listed<B: Backend>(world: &World<B>, expires: Expires) {
         owner_key: "alice".into(),
         time_zone: None,
         addresses: Vec::new(),
+        watchers: Vec::new(),
         external_id: "1".into(),
         description: "elsewhere".into(),
         created_at: Some(world.now() - days(1)),

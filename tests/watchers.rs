@@ -2,10 +2,14 @@
 //! watch.
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
-use crate::support::world::{World, at, days};
+use crate::support::world::{World, at, dawn, days};
 use lapsed::change;
-use lapsed::store::{Accounts, Messages};
+use lapsed::clock::Timestamp;
+use lapsed::expires::Expires;
+use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome};
+use lapsed::store::{Accounts, Imports, Messages};
 use lapsed::token::TokenId;
+use uuid::Uuid;
 
 on_every_back_end!(
     who_watches_a_token_is_told_of_it,
@@ -15,6 +19,7 @@ on_every_back_end!(
     an_owner_without_contact_is_not_alone,
     a_dead_watcher_is_passed_over,
     a_watcher_that_was_told_is_enough,
+    a_list_names_who_watches,
 );
 
 async fn watch<B: Backend>(world: &World<B>, token: TokenId, address: &str) {
@@ -127,4 +132,46 @@ async fn a_watcher_that_was_told_is_enough<B: Backend>() {
     world.deliver(&mut courier.deliverer).await;
     let escalated = |ledger: Vec<String>| ledger.iter().filter(|line| line.ends_with("escalated")).count();
     assert_eq!((escalated(world.ledger(watched).await), escalated(world.ledger(other).await)), (0, 1));
+}
+
+async fn a_list_names_who_watches<B: Backend>() {
+    let world = World::<B>::new().await;
+    world.owner("alice", &["alice@example.org"]).await;
+    let row = |watchers: &[&str]| ImportRow {
+        owner_key: "alice".into(),
+        time_zone: None,
+        addresses: Vec::new(),
+        watchers: watchers.iter().map(|address| at(address)).collect(),
+        external_id: "1".into(),
+        description: "elsewhere".into(),
+        created_at: Some(world.now()),
+        expires: Expires::At(dawn() + days(90)),
+        last_used_at: None,
+        revoked_at: None,
+    };
+    let import = async |watchers: &[&str]| {
+        let run = ImportRun {
+            id: Uuid::now_v7(),
+            source: "elsewhere".into(),
+            now: world.now(),
+            ended_before: Timestamp::UNIX_EPOCH,
+        };
+        // A row that stands twice does nothing.
+        let rows = [row(watchers), row(&["second@example.org"])];
+        let outcomes = world.store.import(&run, &rows).await.expect("an import");
+        assert!(matches!(outcomes[1], RowOutcome::Refused(_)), "{outcomes:?}");
+    };
+    import(&["security@example.org", "alice@example.org"]).await;
+    world.on_day(60);
+    assert_eq!(world.remind().await.pending, 2);
+    // Who comes with a later list is told of what is due; who is not in it any more watches on.
+    import(&["audit@example.org"]).await;
+    assert_eq!(world.remind().await.pending, 1);
+    import(&["audit@example.org"]).await;
+    assert_eq!(world.remind().await.pending, 0);
+    let token = crate::support::world::tokens(&world.store, None).await.pop().expect("a token");
+    let watchers = world.store.watchers_of(token.id).await.expect("a read");
+    let watchers: Vec<&str> = watchers.iter().map(|contact| contact.address.as_str()).collect();
+    assert_eq!(watchers, ["alice@example.org", "audit@example.org", "security@example.org"]);
+    assert_eq!(world.store.contacts_of(token.owner).await.expect("a read").len(), 1, "they do not speak for the owner");
 }

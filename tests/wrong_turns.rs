@@ -64,7 +64,7 @@ fn what_is_no_list_says_so() {
     let place = Place::new();
     std::fs::create_dir(place.path("directory")).expect("a directory");
     let columns =
-        "owner, description, expires_at, emails, external_id, created_at, last_used_at, revoked_at, time_zone";
+        "owner, description, expires_at, emails, watch, external_id, created_at, last_used_at, revoked_at, time_zone";
     let no_column = |name: &str| {
         format!(
             "has no column \"{name}\"; a CSV begins with a line that names its columns, of which there are: {columns}"

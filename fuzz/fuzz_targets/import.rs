@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 
 /// What lets the parsers be reached without finding a header first.
 const BEGINNINGS: [&[u8]; 3] =
-    [b"", b"owner,description,expires_at,emails,external_id,created_at,last_used_at,revoked_at,time_zone\n", b"{"];
+    [b"", b"owner,description,expires_at,emails,external_id,created_at,last_used_at,revoked_at,time_zone,watch\n", b"{"];
 
 fuzz_target!(|bytes: &[u8]| {
     for beginning in BEGINNINGS {

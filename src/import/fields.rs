@@ -8,11 +8,12 @@ use crate::store::imports::ImportRow;
 use crate::token::{Address, text};
 
 /// Column names, in the order of [`Fields`]; those that every list needs come first.
-pub(super) const COLUMNS: [&str; 9] = [
+pub(super) const COLUMNS: [&str; 10] = [
     "owner",
     "description",
     "expires_at",
     "emails",
+    "watch",
     "external_id",
     "created_at",
     "last_used_at",
@@ -39,17 +40,16 @@ pub(super) fn column(header: &str) -> Option<usize> {
 
 /// Reads the texts of a row.
 pub(super) fn row(fields: &Fields) -> Result<ImportRow, String> {
-    let [owner, description, expires_at, emails, external_id, created_at, last_used_at, revoked_at, time_zone] =
+    let [owner, description, expires_at, emails, watch, external_id, created_at, last_used_at, revoked_at, time_zone] =
         fields.each_ref().map(|field| field.trim());
     let in_column = |name: &'static str| move |problem: String| format!("{name}: {problem}");
     let description = text::description(description).map_err(in_column("description"))?;
-    let addresses = emails.split(';').map(str::trim).filter(|address| !address.is_empty()).map(Address::parse);
-    let addresses: Result<Vec<Address>, _> = addresses.collect();
     let zone = (!time_zone.is_empty()).then(|| text::time_zone(time_zone)).transpose();
     Ok(ImportRow {
         owner_key: text::key(owner).map_err(in_column("owner"))?,
         time_zone: zone.map_err(in_column("time_zone"))?,
-        addresses: addresses.map_err(|error| format!("emails: {error}"))?,
+        addresses: addresses(emails).map_err(in_column("emails"))?,
+        watchers: addresses(watch).map_err(in_column("watch"))?,
         external_id: external(external_id, &description).map_err(in_column("external_id"))?,
         expires: expires(expires_at).map_err(in_column("expires_at"))?,
         created_at: instant(created_at).map_err(in_column("created_at"))?,
@@ -57,6 +57,12 @@ pub(super) fn row(fields: &Fields) -> Result<ImportRow, String> {
         revoked_at: instant(revoked_at).map_err(in_column("revoked_at"))?,
         description,
     })
+}
+
+/// Several addresses.
+fn addresses(text: &str) -> Result<Vec<Address>, String> {
+    let addresses = text.split(';').map(str::trim).filter(|address| !address.is_empty());
+    addresses.map(|address| Address::parse(address).map_err(|problem| problem.to_string())).collect()
 }
 
 /// The external id; where the list has none, the description stands for it.

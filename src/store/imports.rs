@@ -15,7 +15,7 @@ use super::Result;
 use crate::change::{Watched, import_again, import_new};
 use crate::clock::Timestamp;
 use crate::expires::Expires;
-use crate::token::{Address, Bucket, Owner, OwnerId, Token};
+use crate::token::{Address, Bucket, Owner, OwnerId, Token, TokenId};
 
 /// A row of a list.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct ImportRow {
     pub time_zone: Option<Tz>,
     /// Who speaks for the owner, besides those who do already.
     pub addresses: Vec<Address>,
+    /// Who watches the token, besides those who do already.
+    pub watchers: Vec<Address>,
     /// The token's name where it lives.
     pub external_id: String,
     /// What it is for.
@@ -194,9 +196,33 @@ pub(super) fn owners_of(rows: &[&ImportRow], now: Timestamp) -> Vec<Owner> {
 
 /// The addresses that a batch names, each once and in the order of the store.
 pub(super) fn addresses_of<'a>(rows: &[&'a ImportRow]) -> Vec<&'a Address> {
-    let unique: BTreeSet<(Bucket, &Address)> =
-        rows.iter().flat_map(|row| &row.addresses).map(|address| (address.bucket(), address)).collect();
+    let unique: BTreeSet<(Bucket, &Address)> = rows
+        .iter()
+        .flat_map(|row| row.addresses.iter().chain(&row.watchers))
+        .map(|address| (address.bucket(), address))
+        .collect();
     unique.into_iter().map(|(_, address)| address).collect()
+}
+
+/// The rows of a batch that name somebody who watches their token, but for those that are refused.
+pub(super) fn with_watchers<'a>(rows: &[&'a ImportRow], outcomes: &[RowOutcome]) -> Vec<&'a ImportRow> {
+    let refused = |outcome: &RowOutcome| matches!(outcome, RowOutcome::Refused(_));
+    let rows = rows.iter().zip(outcomes).filter(|(row, outcome)| !row.watchers.is_empty() && !refused(outcome));
+    rows.map(|(row, _)| *row).collect()
+}
+
+/// Who watches each token of these rows: its id, and the address.
+pub(super) fn watching<'a>(
+    rows: &[&'a ImportRow],
+    owners: &HashMap<String, Owner>,
+    known: &HashMap<(OwnerId, String), Known>,
+) -> BTreeSet<(TokenId, &'a Address)> {
+    let token = |row: &ImportRow| {
+        let owner = owners.get(&row.owner_key)?;
+        known.get(&(owner.id, row.external_id.clone())).map(|known| known.token.id)
+    };
+    let of_row = |row: &'a ImportRow| token(row).map(|token| row.watchers.iter().map(move |address| (token, address)));
+    rows.iter().filter_map(|row| of_row(row)).flatten().collect()
 }
 
 /// Decides what becomes of each row of a batch.

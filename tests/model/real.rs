@@ -194,6 +194,7 @@ impl<B: Backend> Real<B> {
                     owner_key: key(owner),
                     time_zone: None,
                     addresses: Vec::new(),
+                    watchers: Vec::new(),
                     external_id: format!("token-{token}"),
                     description: "deploy key (CI)".into(),
                     created_at: age.map(|age| now - TimeDelta::seconds(age)),

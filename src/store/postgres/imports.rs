@@ -9,10 +9,10 @@ use super::Postgres;
 use crate::store::Result;
 use crate::store::imports::{
     Feed, ImportRow, ImportRun, Imports, Known, Merged, RowOutcome, Unseen, addresses_of, long_ended, merge, owners_of,
-    part,
+    part, watching, with_watchers,
 };
 use crate::store::row::{self, KnownRow, OwnerRow, token_columns};
-use crate::token::{Address, Bucket, ContactId, Owner, OwnerId, Token};
+use crate::token::{Address, Bucket, ContactId, Owner, OwnerId, Token, TokenId};
 
 impl Imports for Postgres {
     async fn import(&self, run: &ImportRun, rows: &[ImportRow]) -> Result<Vec<RowOutcome>> {
@@ -91,6 +91,7 @@ async fn import_batch(tx: &mut Transaction<'_, Pg>, run: &ImportRun, rows: &[Imp
     let written = update(tx, run, &merged).await?;
     Ok(merged.outcomes(&written, &taken))
 }
+    watch(tx, &with_watchers(&rows, &merged.outcomes), &owners).await?;
 
 /// Which of the batch's tokens that ended too long ago to be kept are here all the same.
 async fn long_ended_here(
@@ -326,4 +327,47 @@ async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) 
     .fetch_all(&mut **tx)
     .await?;
     Ok(written.into_iter().map(|(id,)| id).collect())
+}
+
+/// Lets those watch the tokens of these rows who do not yet. They are told of what is due now.
+async fn watch(tx: &mut Transaction<'_, Pg>, rows: &[&ImportRow], owners: &HashMap<String, Owner>) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let known = find(tx, rows, owners, &HashSet::new()).await?;
+    let watching = watching(rows, owners, &known);
+    // Index contacts_address.
+    let found: Vec<(String, Uuid)> = sqlx::query_as(
+        "SELECT c.address, c.id \
+         FROM UNNEST($1::smallint[], $2::text[]) AS n (bucket, address) \
+         JOIN contacts c ON c.bucket = n.bucket AND c.address = n.address",
+    )
+    .bind(watching.iter().map(|(_, address)| address.bucket().column()).collect::<Vec<_>>())
+    .bind(watching.iter().map(|(_, address)| address.as_str()).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    let ids: HashMap<String, Uuid> = found.into_iter().collect();
+    let watching: Vec<(TokenId, Uuid)> =
+        watching.into_iter().filter_map(|(token, address)| Some((token, *ids.get(address.as_str())?))).collect();
+    let added: Vec<(i16, Uuid)> = sqlx::query_as(
+        "INSERT INTO token_contacts (bucket, token_id, contact_id) \
+         SELECT * FROM UNNEST($1::smallint[], $2::uuid[], $3::uuid[]) \
+         ON CONFLICT DO NOTHING \
+         RETURNING bucket, token_id",
+    )
+    .bind(watching.iter().map(|(token, _)| token.bucket().column()).collect::<Vec<_>>())
+    .bind(watching.iter().map(|(token, _)| token.uuid()).collect::<Vec<_>>())
+    .bind(watching.iter().map(|(_, contact)| *contact).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE tokens t SET unplanned = TRUE \
+         FROM UNNEST($1::smallint[], $2::uuid[]) AS n (bucket, id) \
+         WHERE t.bucket = n.bucket AND t.id = n.id AND t.status = 'active' AND t.expires_at IS NOT NULL",
+    )
+    .bind(added.iter().map(|(bucket, _)| *bucket).collect::<Vec<_>>())
+    .bind(added.iter().map(|(_, token)| *token).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }

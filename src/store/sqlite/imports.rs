@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::imports::{
     Feed, ImportRow, ImportRun, Imports, Known, Merged, RowOutcome, Unseen, addresses_of, long_ended, merge, owners_of,
-    part,
+    part, watching, with_watchers,
 };
 use crate::store::row::{self, At, KnownRow, OwnerRow, token_columns};
 use crate::token::{Bucket, ContactId, Owner, OwnerId, Token};
@@ -96,6 +96,7 @@ async fn import_batch(tx: &mut Transaction<'_, Lite>, run: &ImportRun, rows: &[I
     insert(tx, run, &merged.new).await?;
     let written = update(tx, run, &merged).await?;
     Ok(merged.outcomes(&written, &taken))
+    watch(tx, &with_watchers(&rows, &merged.outcomes), &owners).await?;
 }
 
 /// Which of the batch's tokens that ended too long ago to be kept are here all the same.
@@ -316,4 +317,39 @@ async fn update(tx: &mut Transaction<'_, Lite>, run: &ImportRun, merged: &Merged
     .fetch_all(&mut **tx)
     .await?;
     Ok(written.into_iter().map(|(id,)| id).collect())
+}
+
+/// Lets those watch the tokens of these rows who do not yet. They are told of what is due now.
+async fn watch(tx: &mut Transaction<'_, Lite>, rows: &[&ImportRow], owners: &HashMap<String, Owner>) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let known = find(tx, rows, owners).await?;
+    let watching = watching(rows, owners, &known);
+    let wanted = watching.iter().map(|(token, address)| {
+        (token.bucket().column(), hex(token.uuid()), address.bucket().column(), address.as_str())
+    });
+    // Index contacts_address.
+    let added: Vec<(i16, Uuid)> = sqlx::query_as(
+        "INSERT INTO token_contacts (bucket, token_id, contact_id) \
+         SELECT n.value ->> 0, UNHEX(n.value ->> 1), c.id \
+         FROM json_each($1) AS n \
+         CROSS JOIN contacts c ON c.bucket = n.value ->> 2 AND c.address = n.value ->> 3 \
+         WHERE TRUE \
+         ON CONFLICT DO NOTHING \
+         RETURNING bucket, token_id",
+    )
+    .bind(json(wanted))
+    .fetch_all(&mut **tx)
+    .await?;
+    sqlx::query(
+        "UPDATE tokens AS t SET unplanned = 1 \
+         FROM json_each($1) AS n \
+         WHERE t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) AND t.status = 'active' \
+           AND t.expires_at IS NOT NULL",
+    )
+    .bind(json(added.into_iter().map(|(bucket, token)| (bucket, hex(token)))))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
