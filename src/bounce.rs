@@ -12,6 +12,7 @@ use crate::escalation::{Carried, escalations};
 use crate::mail::dsn::Notification;
 use crate::mail::outcome::{Later, decide_later};
 use crate::mail::return_path::{Read, ReturnPath};
+use crate::policies::Group;
 use crate::policy::Reason;
 use crate::store::bounces::Posted;
 use crate::store::outbox::MessageState;
@@ -66,7 +67,7 @@ pub fn about(notification: &Notification, came_to: &[String], return_path: Optio
     message.map_or(About::Forged, About::Message)
 }
 
-/// Does what follows from a notification about a message.
+/// Does what follows from a notification about a message. `groups` are the policies of groups of tokens, for whom else they tell.
 ///
 /// # Errors
 /// When the store fails: the same notification may be given again.
@@ -74,6 +75,7 @@ pub async fn take<S: Store>(
     store: &S,
     message: MessageId,
     notification: &Notification,
+    groups: &[Group],
     now: Timestamp,
 ) -> Result<Done> {
     let Some(posted) = store.posted(message).await? else { return Ok(Done::Unknown) };
@@ -92,7 +94,7 @@ pub async fn take<S: Store>(
     if posted.state != MessageState::Sent {
         return Ok(Done::Known { suppressed: suppress });
     }
-    let escalations = escalated(store, &posted, suppress).await?;
+    let escalations = escalated(store, groups, &posted, suppress).await?;
     if !store.came_back(message, &reply, &escalations, now).await? {
         return Ok(Done::Known { suppressed: suppress });
     }
@@ -102,7 +104,12 @@ pub async fn take<S: Store>(
 }
 
 /// What the fallback is told, by the rule of delivery.
-async fn escalated<S: Store>(store: &S, posted: &Posted, address_at_fault: bool) -> Result<Vec<NewReminder>> {
+async fn escalated<S: Store>(
+    store: &S,
+    groups: &[Group],
+    posted: &Posted,
+    address_at_fault: bool,
+) -> Result<Vec<NewReminder>> {
     let contact = posted.contact.id;
     let Some(fallback) = store.fallback().await? else { return Ok(Vec::new()) };
     let asked: Vec<_> = posted.sent.iter().map(|reminder| (contact, reminder.token)).collect();
@@ -115,5 +122,5 @@ async fn escalated<S: Store>(store: &S, posted: &Posted, address_at_fault: bool)
         .iter()
         .filter_map(|reminder| Some(Carried { reminder: *reminder, owner: Some(*owners.get(&reminder.token)?) }))
         .collect();
-    escalations(store, fallback, contact, &unsaid, Reason::Undeliverable, address_at_fault).await
+    escalations(store, groups, fallback, contact, &unsaid, Reason::Undeliverable, address_at_fault).await
 }

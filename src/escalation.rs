@@ -1,10 +1,11 @@
 //! What the fallback is told of reminders that their contact was not.
 //!
-//! Where the address was at fault, it is enough that another contact of the owner, or somebody who watches the token, is told of
-//! the same; where the message was, whoever operates lapsed must hear of it. Whether it is still true is checked when it is sent.
+//! Where the address was at fault, it is enough that another contact of the owner, somebody who watches the token, or one whom the
+//! token's policy names, is told of the same; where the message was, whoever operates lapsed must hear of it. Whether it is still true is checked when it is sent.
 
 use std::collections::HashMap;
 
+use crate::policies::{Group, group_of};
 use crate::policy::Reason;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedReminder, Settled};
@@ -34,6 +35,7 @@ impl Carried {
 /// When the store fails.
 pub async fn escalations<S: Store>(
     store: &S,
+    groups: &[Group],
     fallback: ContactId,
     contact: ContactId,
     unsaid: &[Carried],
@@ -50,15 +52,21 @@ pub async fn escalations<S: Store>(
     let mut owners: Vec<OwnerId> = unsaid.iter().filter_map(|unsaid| unsaid.owner).collect();
     owners.sort_unstable();
     owners.dedup();
-    let (mut reachable, mut watchers) = (HashMap::new(), HashMap::new());
+    let (mut reachable, mut watchers, mut traits) = (HashMap::new(), HashMap::new(), HashMap::new());
     if address_at_fault {
         let tokens: Vec<TokenId> = unsaid.iter().map(|unsaid| unsaid.reminder.token).collect();
         reachable = store.reachable(&owners).await?;
         watchers = store.watchers(&tokens).await?;
+        if groups.iter().any(|group| !group.contacts.is_empty()) {
+            traits = store.traits(&tokens).await?;
+        }
     }
     for unsaid in unsaid {
         let speakers = unsaid.owner.and_then(|owner| reachable.get(&owner)).into_iter().flatten();
-        let contacts = speakers.chain(watchers.get(&unsaid.reminder.token).into_iter().flatten());
+        let watching = watchers.get(&unsaid.reminder.token).into_iter().flatten();
+        let group = traits.get(&unsaid.reminder.token).and_then(|traits| group_of(groups, traits));
+        let named = group.into_iter().flat_map(|(_, group)| group.contacts.iter().map(|(contact, _)| contact));
+        let contacts = speakers.chain(watching).chain(named);
         let others: Vec<ContactId> = contacts.copied().filter(|other| *other != contact).collect();
         if others.is_empty() || !store.is_told(&unsaid.reminder, &others).await? {
             escalated.push(unsaid.reminder.escalated(fallback, Some(why)));

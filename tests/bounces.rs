@@ -57,7 +57,7 @@ fn message<B: Backend>(courier: &Courier<B>, to: &str) -> MessageId {
 async fn bounce<B: Backend>(world: &World<B>, sample: &str, to: &str, id: MessageId) -> Done {
     let text = filled(sample, to, "tokens@example.org", &format!("{id}@example.org"));
     let notification = dsn::read(text.as_bytes()).expect("a notification");
-    let done = take(&world.store, id, &notification, world.now()).await.expect("a store");
+    let done = take(&world.store, id, &notification, &world.rules.groups, world.now()).await.expect("a store");
     world.check().await;
     done
 }

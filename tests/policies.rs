@@ -23,6 +23,7 @@ on_every_back_end!(
     marks_are_taken_off_in_any_order_of_deadlines,
     an_edit_in_between_keeps_its_mark,
     a_policy_names_further_contacts,
+    a_contact_that_a_policy_names_is_enough,
     daemons_with_other_policies_lose_nothing,
 );
 
@@ -178,6 +179,24 @@ async fn a_policy_names_further_contacts<B: Backend>() {
     let ledger = world.ledger(token).await;
     assert!(ledger.contains(&"0: 3d cancelled to security@example.org".to_owned()), "{ledger:?}");
     assert!(world.store.find_contact(&at("security@example.org")).await.expect("a read").is_some());
+}
+
+async fn a_contact_that_a_policy_names_is_enough<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.fallback("ops@example.org").await;
+    let security = contact(&world, "security@example.org").await;
+    let group = Group { contacts: vec![(security, at("security@example.org"))], ..owned_by("ci-*", &[14, 3]) };
+    world.rules.groups = Arc::from([group]);
+    let ci = world.owner("ci-bot", &["gone@example.org"]).await;
+    let other = world.owner("bug-bot", &["gone@example.org"]).await;
+    let (named, alone) = (world.token(ci, 90).await, world.token(other, 90).await);
+    world.on_day(76);
+    world.remind().await;
+    world.backend.execute("UPDATE contacts SET suppressed_at = created_at WHERE address = 'gone@example.org'").await;
+    let mut courier = world.courier();
+    world.deliver(&mut courier.deliverer).await;
+    let escalated = |ledger: Vec<String>| ledger.iter().filter(|line| line.ends_with("escalated")).count();
+    assert_eq!((escalated(world.ledger(named).await), escalated(world.ledger(alone).await)), (0, 1));
 }
 
 async fn daemons_with_other_policies_lose_nothing<B: Backend>() {

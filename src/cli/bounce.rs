@@ -1,9 +1,11 @@
 //! `lapsed bounce`
 
+use std::collections::HashMap;
+
 use clap::Args;
 use tokio::io::AsyncReadExt;
 
-use super::{Failure, Outcome, output};
+use super::{Failure, Outcome, output, run};
 use crate::bounce::{About, Done, about, take};
 use crate::clock::Clock;
 use crate::config::{self, Settings};
@@ -71,7 +73,14 @@ impl Bounce {
             }
         };
         let mut rows = vec![("message", message.to_string())];
-        match take(store, message, &notification, clock.now()).await? {
+        let mut named = HashMap::new();
+        for address in settings.reminders.policies.iter().flat_map(|policy| &policy.contacts) {
+            if let Some(contact) = store.find_contact(address).await? {
+                named.insert(address.clone(), contact.id);
+            }
+        }
+        let groups = run::groups(settings, |address| named.get(address).copied());
+        match take(store, message, &notification, &groups, clock.now()).await? {
             Done::Unknown => {
                 let why = format!("there is no message {message}; it may have been purged, or sent from another store");
                 return ends(status::NO_USER, why);

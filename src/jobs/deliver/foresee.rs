@@ -40,7 +40,7 @@ pub(in crate::jobs) async fn foresee<S: Store>(
     };
     if let (Some((why, address_at_fault)), Some(fallback)) = (unsaid, terms.fallback) {
         let contact = message.contact.id;
-        told.extend(escalations(store, fallback, contact, &speaking, why, address_at_fault).await?);
+        told.extend(escalations(store, &terms.groups, fallback, contact, &speaking, why, address_at_fault).await?);
     }
     Ok((fate, told))
 }

@@ -149,7 +149,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         match self.terms.fallback {
             Some(fallback) => {
                 let contact = message.contact.id;
-                escalations(&self.store, fallback, contact, unsaid, why, address_at_fault).await
+                escalations(&self.store, &self.terms.groups, fallback, contact, unsaid, why, address_at_fault).await
             }
             None => Ok(Vec::new()),
         }
