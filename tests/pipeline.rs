@@ -124,11 +124,11 @@ async fn twelve_weeks<B: Backend>() {
 }
 
 #[tokio::test]
-async fn on_sqlite() {
+async fn twelve_weeks_on_sqlite() {
     twelve_weeks::<OnSqlite>().await;
 }
 
 #[tokio::test]
-async fn on_postgres() {
+async fn twelve_weeks_on_postgres() {
     twelve_weeks::<OnPostgres>().await;
 }
