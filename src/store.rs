@@ -15,6 +15,7 @@ mod backup;
 pub mod bounces;
 mod common;
 mod common_messages;
+mod common_rows;
 pub mod copy;
 pub mod due;
 mod error;

@@ -1,12 +1,10 @@
-//! What both back ends say in the same words: the row-at-a-time statements of [`Accounts`](super::Accounts) and
-//! [`Jobs`](super::Jobs).
+//! What both back ends say in the same words: the row-at-a-time statements of [`Accounts`](super::Accounts).
 //!
 //! SQLite understands `$1`, and [`At`](super::row::At) hides how it keeps instants, so one text serves both. What
 //! differs is given by each back end: how a transaction that writes begins, how a row is locked, and how an id prints.
 
-/// Implements [`Accounts`](super::Accounts) and [`Jobs`](super::Jobs) for a back end that has `begin()`,
-/// `begin_long_read()`, `reader()`, for a write of one statement `writer()`, for one that may be lost `relaxed_writer()`, and for
-/// what is asked most often `acquire_reader()` and `keep_reader()`, `acquire_relaxed()` and `keep_relaxed()`.
+/// Implements [`Accounts`](super::Accounts) for a back end that has `begin()`, `begin_long_read()`, `reader()`, for a write of one
+/// statement that may be lost `relaxed_writer()`, and for what is asked most often `acquire_reader()` and `keep_reader()`.
 macro_rules! common_operations {
     ($store:ty, $database:ty, lock = $lock:literal, id_digits = $id_digits:literal) => {
         impl Accounts for $store {
@@ -178,18 +176,7 @@ macro_rules! common_operations {
             async fn watch_token(&self, id: TokenId, watchers: &[NewContact], now: Timestamp) -> Result<()> {
                 let mut tx = self.begin().await?;
                 let contacts = known_contacts(&mut tx, watchers, now).await?;
-                let row: Option<TokenRow> = sqlx::query_as(concat!(
-                    "SELECT ",
-                    token_columns!(),
-                    " FROM tokens t WHERE t.bucket = $1 AND t.id = $2",
-                    $lock
-                ))
-                .bind(id.bucket().column())
-                .bind(id.uuid())
-                .fetch_optional(&mut *tx)
-                .await?;
-                let row = row.ok_or_else(|| Error::Missing { what: "token", name: id.to_string() })?;
-                let mut token: Token = row.try_into()?;
+                let mut token = locked_token(&mut tx, id).await?;
                 for contact in contacts {
                     watch(&mut tx, id, contact).await?;
                 }
@@ -277,18 +264,7 @@ macro_rules! common_operations {
                 decide: impl FnOnce(&Token) -> std::result::Result<Changed, Refused> + Send,
             ) -> Result<Changed> {
                 let mut tx = self.begin().await?;
-                let row: Option<TokenRow> = sqlx::query_as(concat!(
-                    "SELECT ",
-                    token_columns!(),
-                    " FROM tokens t WHERE t.bucket = $1 AND t.id = $2",
-                    $lock
-                ))
-                .bind(id.bucket().column())
-                .bind(id.uuid())
-                .fetch_optional(&mut *tx)
-                .await?;
-                let row = row.ok_or_else(|| Error::Missing { what: "token", name: id.to_string() })?;
-                let changed = decide(&row.try_into()?)?;
+                let changed = decide(&locked_token(&mut tx, id).await?)?;
                 let token = &changed.token;
                 sqlx::query(
                     "UPDATE tokens \
@@ -556,264 +532,6 @@ macro_rules! common_operations {
                 .await?;
                 row::all(rows)
             }
-        }
-
-        impl Jobs for $store {
-            async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
-                self.within(async move {
-                let mut connection = self.acquire_relaxed().await?;
-                // All rows: only at the end of the statement is it committed.
-                let epoch: Vec<(i64,)> = sqlx::query_as(
-                    "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at) \
-                     VALUES (0, $1, $2, 1, $3, $4) \
-                     ON CONFLICT (bucket, name) DO UPDATE \
-                     SET holder = excluded.holder, epoch = jobs.epoch + 1, lease_until = excluded.lease_until, \
-                         started_at = excluded.started_at \
-                     WHERE jobs.lease_until <= $4 OR jobs.lease_until > $5 OR jobs.holder = $2 \
-                     RETURNING epoch",
-                )
-                .bind(job)
-                .bind(holder)
-                .bind(At(now + LEASE))
-                .bind(At(now))
-                // No sound clock gives a lease that lasts so long; the epoch fences whoever took it on a wrong one.
-                .bind(At(now + LEASE * 2))
-                .fetch_all(&mut *connection)
-                .await?;
-                self.keep_relaxed(connection);
-                Ok(epoch.first().map(|(epoch,)| Lease { job, holder, epoch: *epoch }))
-                }).await
-            }
-
-            async fn finish(
-                &self,
-                lease: &Lease,
-                now: Timestamp,
-                outcome: std::result::Result<&str, &str>,
-            ) -> Result<()> {
-                self.within(async move {
-                let mut connection = self.acquire_relaxed().await?;
-                sqlx::query(
-                    "UPDATE jobs \
-                     SET lease_until = $4, finished_at = $4, error = $5, report = COALESCE($6, report) \
-                     WHERE bucket = 0 AND name = $1 AND holder = $2 AND epoch = $3",
-                )
-                .bind(lease.job)
-                .bind(lease.holder)
-                .bind(lease.epoch)
-                .bind(At(now))
-                .bind(outcome.err())
-                .bind(outcome.ok())
-                .execute(&mut *connection)
-                .await?;
-                self.keep_relaxed(connection);
-                Ok(())
-                }).await
-            }
-
-            async fn pass_over(
-                &self,
-                job: &'static str,
-                holder: Uuid,
-                now: Timestamp,
-                report: &str,
-            ) -> Result<bool> {
-                self.within(async move {
-                let mut connection = self.acquire_relaxed().await?;
-                let recorded = sqlx::query(
-                    "INSERT INTO jobs (bucket, name, holder, epoch, lease_until, started_at, finished_at, report) \
-                     VALUES (0, $1, $2, 1, $3, $3, $3, $4) \
-                     ON CONFLICT (bucket, name) DO UPDATE \
-                     SET holder = excluded.holder, epoch = jobs.epoch + 1, lease_until = excluded.lease_until, \
-                         started_at = excluded.started_at, finished_at = excluded.finished_at, error = NULL, \
-                         report = excluded.report \
-                     WHERE jobs.lease_until <= $3 OR jobs.lease_until > $5 OR jobs.holder = $2",
-                )
-                .bind(job)
-                .bind(holder)
-                .bind(At(now))
-                .bind(report)
-                .bind(At(now + LEASE * 2))
-                .execute(&mut *connection)
-                .await?;
-                self.keep_relaxed(connection);
-                Ok(recorded.rows_affected() == 1)
-                }).await
-            }
-
-            async fn job_records(&self) -> Result<Vec<JobRecord>> {
-                self.within(async move {
-                let rows: Vec<JobRow> = sqlx::query_as(
-                    "SELECT name, started_at, finished_at, error, report, lease_until \
-                     FROM jobs \
-                     WHERE bucket = 0 \
-                     ORDER BY name",
-                )
-                .fetch_all(&self.reader())
-                .await?;
-                Ok(rows.into_iter().map(JobRecord::from).collect())
-                }).await
-            }
-        }
-
-        /// Renews a job's lease inside the transaction that relies on it, which locks it until the commit.
-        async fn hold(tx: &mut Transaction<'_, $database>, lease: &Lease, now: Timestamp) -> Result<()> {
-            let held = sqlx::query(
-                "UPDATE jobs SET lease_until = $4 \
-                 WHERE bucket = 0 AND name = $1 AND holder = $2 AND epoch = $3 AND lease_until > $5",
-            )
-            .bind(lease.job)
-            .bind(lease.holder)
-            .bind(lease.epoch)
-            .bind(At(now + LEASE))
-            .bind(At(now))
-            .execute(&mut **tx)
-            .await?;
-            if held.rows_affected() == 1 { Ok(()) } else { Err(Error::LostLease(lease.job)) }
-        }
-
-        async fn contact(pool: &Pool<$database>, id: ContactId) -> Result<Option<Contact>> {
-            let row: Option<ContactRow> = sqlx::query_as(
-                "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
-                 FROM contacts \
-                 WHERE bucket = $1 AND id = $2",
-            )
-            .bind(id.bucket().column())
-            .bind(id.uuid())
-            .fetch_optional(pool)
-            .await?;
-            row.map(Contact::try_from).transpose()
-        }
-
-        async fn link_all(
-            tx: &mut Transaction<'_, $database>,
-            owner: OwnerId,
-            contacts: &[NewContact],
-            now: Timestamp,
-        ) -> Result<()> {
-            // In one order, so that two owners with the same contacts never wait for each other in a circle.
-            let mut contacts: Vec<&NewContact> = contacts.iter().collect();
-            contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
-            for contact in contacts {
-                link(tx, owner, contact, now).await?;
-            }
-            Ok(())
-        }
-
-        /// The contacts with these addresses, made where there are none. In one order, so that two that need the same never
-        /// wait for each other in a circle.
-        async fn known_contacts(
-            tx: &mut Transaction<'_, $database>,
-            contacts: &[NewContact],
-            now: Timestamp,
-        ) -> Result<Vec<ContactId>> {
-            let mut contacts: Vec<&NewContact> = contacts.iter().collect();
-            contacts.sort_by_key(|contact| (contact.address.bucket(), &contact.address));
-            let mut ids = Vec::with_capacity(contacts.len());
-            for contact in contacts {
-                ids.push(known_contact(tx, contact, now).await?);
-            }
-            Ok(ids)
-        }
-
-        async fn known_contact(
-            tx: &mut Transaction<'_, $database>,
-            contact: &NewContact,
-            now: Timestamp,
-        ) -> Result<ContactId> {
-            let bucket = contact.address.bucket();
-            let (id,): (Uuid,) = sqlx::query_as(
-                "INSERT INTO contacts (bucket, id, address, time_zone, locale, created_at) \
-                 VALUES ($1, $2, $3, $4, $5, $6) \
-                 ON CONFLICT (bucket, address) DO UPDATE \
-                 SET time_zone = COALESCE(excluded.time_zone, contacts.time_zone), \
-                     locale = COALESCE(excluded.locale, contacts.locale) \
-                 RETURNING id",
-            )
-            .bind(bucket.column())
-            .bind(ContactId::new(bucket, now).uuid())
-            .bind(contact.address.as_str())
-            .bind(contact.time_zone.map(|zone| zone.name()))
-            .bind(contact.locale.as_deref())
-            .bind(At(now))
-            .fetch_one(&mut **tx)
-            .await?;
-            Ok(id.into())
-        }
-
-        async fn watch(tx: &mut Transaction<'_, $database>, token: TokenId, contact: ContactId) -> Result<()> {
-            sqlx::query(
-                "INSERT INTO token_contacts (bucket, token_id, contact_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            )
-            .bind(token.bucket().column())
-            .bind(token.uuid())
-            .bind(contact.uuid())
-            .execute(&mut **tx)
-            .await?;
-            Ok(())
-        }
-
-        async fn link(
-            tx: &mut Transaction<'_, $database>,
-            owner: OwnerId,
-            contact: &NewContact,
-            now: Timestamp,
-        ) -> Result<ContactId> {
-            let id = known_contact(tx, contact, now).await?;
-            sqlx::query(
-                "INSERT INTO owner_contacts (bucket, owner_id, contact_id) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-            )
-            .bind(owner.bucket().column())
-            .bind(owner.uuid())
-            .bind(id.uuid())
-            .execute(&mut **tx)
-            .await?;
-            Ok(id)
-        }
-
-        async fn insert_token(
-            tx: &mut Transaction<'_, $database>,
-            token: &Token,
-            secret: Option<&SecretHash>,
-        ) -> Result<()> {
-            sqlx::query(
-                "INSERT INTO tokens \
-                     (bucket, id, owner_id, kind, description, scopes, secret_hash, external_id, hint, created_at, \
-                      expires_at, deadline_set_at, generation, unplanned, last_used_at, status, ended_at, replaced_by) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
-            )
-            .bind(token.id.bucket().column())
-            .bind(token.id.uuid())
-            .bind(token.owner.uuid())
-            .bind(token.kind.as_str())
-            .bind(&token.description)
-            .bind(token.scopes.join(" "))
-            .bind(secret.map(|hash| hash.as_slice()))
-            .bind(token.external_id.as_deref())
-            .bind(token.hint.as_deref())
-            .bind(At(token.created_at))
-            .bind(token.expires_at.map(At))
-            .bind(At(token.deadline_set_at))
-            .bind(token.generation)
-            .bind(token.unplanned)
-            .bind(token.last_used_at.map(At))
-            .bind(token.status.as_str())
-            .bind(token.ended_at.map(At))
-            .bind(token.replaced_by.map(TokenId::uuid))
-            .execute(&mut **tx)
-            .await
-            .map_err(|error| match error.as_database_error() {
-                Some(db) if db.is_unique_violation() => {
-                    let what = if token.external_id.is_some() { "token with external id" } else { "primary token of" };
-                    let name = token.external_id.clone().unwrap_or_else(|| token.owner.to_string());
-                    Error::Exists { what, name }
-                }
-                Some(db) if db.is_foreign_key_violation() => {
-                    Error::Missing { what: "owner", name: token.owner.to_string() }
-                }
-                _ => error.into(),
-            })?;
-            Ok(())
         }
     };
 }

@@ -28,8 +28,9 @@ use super::accounts::{
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
+use super::common_rows::common_rows;
 use super::indexes::SERVED;
-use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE};
+use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
 use super::planning::Cutoffs;
@@ -374,6 +375,8 @@ impl Store for Postgres {
 }
 
 common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
+common_rows!(sqlx::Postgres, lock = " FOR UPDATE");
+job_operations!(Postgres, sqlx::Postgres);
 common_messages!(
     Postgres,
     sqlx::Postgres,

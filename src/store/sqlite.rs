@@ -30,8 +30,9 @@ use super::accounts::{
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
+use super::common_rows::common_rows;
 use super::indexes::SERVED;
-use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE};
+use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
 use super::planning::Cutoffs;
@@ -278,6 +279,8 @@ impl Store for Sqlite {
 }
 
 common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
+common_rows!(sqlx::Sqlite, lock = "");
+job_operations!(Sqlite, sqlx::Sqlite);
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");
 report_operations!(Sqlite);
