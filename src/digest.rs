@@ -12,8 +12,11 @@ use chrono::TimeDelta;
 use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
-use crate::policy::Lead;
+use crate::policy::{Lead, Policy, change_is_news_until, speaks_until};
 pub use window::Window;
+
+/// How long word that is in no hurry waits at most for another mail to take it along.
+const COMPANY: TimeDelta = TimeDelta::days(14);
 
 /// How messages wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +51,19 @@ pub struct Ahead {
     pub expires_at: Timestamp,
     /// When the next shorter lead falls due; the deadline, where there is none.
     pub until: Timestamp,
+}
+
+impl Ahead {
+    /// Of a reminder by this policy; `None` for an expired notice.
+    pub fn of(policy: &Policy, expires_at: Timestamp, lead: Lead, now: Timestamp) -> Option<Self> {
+        let until = match lead {
+            Lead::EXPIRED => return None,
+            // Word of a change is news until the next lead falls due.
+            lead if lead >= Lead::CHANGED => change_is_news_until(policy, expires_at, now),
+            lead => speaks_until(policy, expires_at, lead),
+        };
+        Some(Self { expires_at, until })
+    }
 }
 
 impl Digest {
@@ -101,6 +117,15 @@ impl Digest {
         let at = waits.into_iter().flatten().find(|at| *at <= latest).unwrap_or(held);
         // What becomes urgent while it waits has waited long enough.
         at.min(urgent_at.max(held))
+    }
+
+    /// From when on word goes alone that any other mail to its reader may take along before, and that is of use until then: when half
+    /// of that time is over, or two weeks are, and in the window where that is not much later. Never before `now`, and before `until`.
+    pub fn goes_alone_at(&self, now: Timestamp, until: Timestamp, zone: Tz) -> Timestamp {
+        let left = (until - now).max(TimeDelta::zero());
+        let half = later(now, whole_seconds(left / 2).min(COMPANY));
+        let latest = later(half, whole_seconds(left / 4));
+        self.within(half, zone).filter(|at| *at <= latest).unwrap_or(half)
     }
 
     /// How long a reminder at a lead that is the shortest waits at most.

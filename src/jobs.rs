@@ -18,8 +18,8 @@ use chrono_tz::Tz;
 
 use crate::clock::Timestamp;
 use crate::digest::{Ahead, Digest, Waiting};
-use crate::policies::{Group, group_of};
-use crate::policy::{Decision, Lead, Policy, Reason, Usage, change_is_news_until, speaks_until};
+use crate::policies::{Group, Traits, group_of};
+use crate::policy::{Decision, Lead, Policy, Reason, Usage};
 use crate::store::accounts::ReminderState;
 use crate::store::planning::{Addressee, Candidate, NewReminder};
 use crate::store::{Result, Store};
@@ -172,11 +172,7 @@ impl Rules {
         };
         let terms = self.terms(token);
         let expires_at = token.deadline.expires_at;
-        let until = match lead {
-            Lead::CHANGED => change_is_news_until(terms.policy, expires_at, recipients.now),
-            lead => speaks_until(terms.policy, expires_at, lead),
-        };
-        let ahead = (lead > Lead::EXPIRED).then_some(Ahead { expires_at, until });
+        let ahead = Ahead::of(terms.policy, expires_at, lead, recipients.now);
         let owner_zone = recipients.zones.get(&token.owner).copied();
         let goes_at = |to: Addressee| {
             let zone = to.time_zone.or(owner_zone).unwrap_or_default();

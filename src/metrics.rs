@@ -160,13 +160,14 @@ impl Metrics {
 
     /// What a step of `deliver` did.
     pub fn delivered(&self, did: &Delivered, details: &Details) {
-        let Delivered { sent, retried, unknown, failed, cancelled, lost } = *did;
+        let Delivered { sent, retried, unknown, failed, cancelled, put_off, lost } = *did;
         for (outcome, count) in [
             ("sent", sent),
             ("retry", retried.saturating_sub(unknown)),
             ("unknown", unknown),
             ("failed", failed),
             ("cancelled", cancelled),
+            ("put_off", put_off),
             ("lost", lost),
         ] {
             self.messages.get_or_create(&[("outcome", outcome)]).inc_by(count);

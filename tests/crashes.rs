@@ -211,7 +211,8 @@ async fn play<S: Store>(act: Act, store: S, clock: Arc<ManualClock>, rules: Rule
             every: Duration::ZERO,
             idle: Duration::MAX,
             groups: Arc::from([]),
-            remember: false,
+            policy: lapsed::policy::Policy::new([], true, TimeDelta::days(7)),
+            digest: lapsed::digest::Digest::holding(TimeDelta::zero()),
         };
         let transports = vec![Transport::Memory(memory)];
         let mut deliverer = Deliverer::new(store, Creeping(clock), composer(), transports, terms, dying);

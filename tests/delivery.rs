@@ -43,7 +43,7 @@ on_every_back_end!(
     what_fails_for_two_days_is_given_up,
 );
 
-const SENT: Delivered = Delivered { sent: 1, retried: 0, unknown: 0, failed: 0, cancelled: 0, lost: 0 };
+const SENT: Delivered = Delivered { sent: 1, retried: 0, unknown: 0, failed: 0, put_off: 0, cancelled: 0, lost: 0 };
 
 fn refused(phase: Phase, code: u16, text: &str) -> Happened {
     Happened::refused(phase, code, text)
@@ -449,7 +449,8 @@ async fn a_job_that_panics_ends_the_daemon() {
             every: Duration::ZERO,
             idle: Duration::from_secs(60),
             groups: Arc::from([]),
-            remember: false,
+            policy: lapsed::policy::Policy::new([], true, TimeDelta::days(7)),
+            digest: lapsed::digest::Digest::holding(TimeDelta::zero()),
         },
         http: None,
     };

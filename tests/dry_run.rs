@@ -208,7 +208,8 @@ fn terms<B: Backend>(world: &World<B>) -> Terms {
         every: std::time::Duration::ZERO,
         idle: std::time::Duration::ZERO,
         groups: world.rules.groups.clone(),
-        remember: world.rules.digest.min_interval.is_some(),
+        policy: world.rules.policy.clone(),
+        digest: world.rules.digest.clone(),
     }
 }
 

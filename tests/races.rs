@@ -23,7 +23,7 @@ use lapsed::jobs::{expire, remind};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::NewReminder;
-use lapsed::store::{Accounts, Error, Outbox, Postgres, Store};
+use lapsed::store::{Accounts, Error, Outbox, Planning, Postgres, Store};
 use lapsed::token::{Address, Bucket, Kind, Owner, OwnerId, Status, TokenId};
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -51,6 +51,7 @@ stories!(postgres on OnPostgres:
     a_planner_that_waits_for_a_claim_opens_another_message,
     what_is_written_within_a_claim_is_attached,
     two_that_open_a_message_for_one_contact,
+    contacts_are_written_in_one_order,
     an_edit_comes_before_expire,
     expire_comes_before_an_edit,
     a_claim_waits_for_no_other,
@@ -67,6 +68,7 @@ stories!(partitioned on OnPartitions:
     a_planner_that_waits_for_a_claim_opens_another_message,
     what_is_written_within_a_claim_is_attached,
     two_that_open_a_message_for_one_contact,
+    contacts_are_written_in_one_order,
     an_edit_comes_before_expire,
     expire_comes_before_an_edit,
     a_claim_waits_for_no_other,
@@ -525,6 +527,47 @@ async fn a_claim_waits_for_no_other<B: Server>() {
     held.let_go().await;
     assert_eq!(claim(&world.store, 1, now, 10).await.len(), 2);
     world.check().await;
+}
+
+/// Delivery remembers that contacts were sent mail, and a command that links the same contacts goes by their addresses: so does
+/// delivery, whatever their ids, or each would wait for what the other has.
+async fn contacts_are_written_in_one_order<B: Server>() {
+    let world = World::<B>::new().await;
+    let bucket = at(ADDRESS).bucket();
+    let addresses = (0..).map(|i| at(&format!("contact-{i}@example.org")));
+    let mut addresses: Vec<Address> = addresses.filter(|address| address.bucket() == bucket).take(2).collect();
+    addresses.sort();
+    // The one that comes first is made last.
+    let mut ids = Vec::new();
+    for address in addresses.iter().rev() {
+        world.clock.advance(TimeDelta::seconds(1));
+        ids.push(world.store.make_contact(&address.clone().into(), world.now()).await.expect("a write"));
+    }
+    assert!(ids.is_sorted());
+    let first = format!("SELECT 1 FROM contacts WHERE address = '{}' FOR UPDATE", addresses[0]);
+    let other = world.backend.open().await;
+    for with_interval in [false, true] {
+        let held = hold(&world, &first).await;
+        let now = world.now();
+        let (marked, ()) = tokio::join!(
+            async {
+                if with_interval {
+                    other.mailed_before(&ids, now - TimeDelta::days(1), now).await.map(|_| ())
+                } else {
+                    other.mailed(&ids, now).await
+                }
+            },
+            async {
+                waiting(&world, 1).await;
+                // The second is free for as long as the first is waited for.
+                let second = addresses[1].clone().into();
+                let linked = world.store.make_contact(&second, now);
+                timeout(Duration::from_secs(8), linked).await.expect("nobody has it").expect("a write");
+                held.let_go().await;
+            }
+        );
+        marked.expect("a write");
+    }
 }
 
 async fn two_claimers_share_what_is_due<B: Backend>() {

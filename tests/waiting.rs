@@ -10,15 +10,18 @@ use lapsed::clock::Timestamp;
 use lapsed::digest::Digest;
 use lapsed::jobs::guard::Guard;
 use lapsed::store::messages::{MessageFilter, Which};
-use lapsed::store::outbox::MessageState;
-use lapsed::store::{Accounts, Messages};
+use lapsed::store::outbox::{ClaimedMessage, MessageState};
+use lapsed::store::{Accounts, Messages, Outbox, Planning};
 use lapsed::token::Bucket;
+use uuid::Uuid;
 
 on_every_back_end!(
     a_message_waits_for_its_readers_hours,
     what_is_urgent_takes_along_what_waits,
     an_expired_notice_does_not_wait,
     a_contact_is_mailed_once_in_some_time,
+    what_becomes_due_while_another_goes_waits_for_the_next,
+    two_messages_that_go_at_once_are_one_and_one_later,
     what_is_released_waits_for_nothing_more,
 );
 
@@ -145,4 +148,75 @@ async fn what_is_released_waits_for_nothing_more<B: Backend>() {
     assert_eq!(world.store.release(bucket, Which::All, world.now()).await.expect("a write"), 1);
     world.check().await;
     assert_eq!(open(&world).await, [("alice@example.org".to_owned(), march(1, 21, 0))]);
+}
+
+/// A day between two mails, and what a day ahead is urgent.
+fn daily() -> Digest {
+    Digest { min_interval: Some(days(1)), urgent_within: days(1), ..Digest::holding(TimeDelta::zero()) }
+}
+
+/// Claims what is due for alice, as another process does.
+async fn claimed_elsewhere<B: Backend>(world: &World<B>) -> ClaimedMessage {
+    let bucket = at("alice@example.org").bucket();
+    let (now, until) = (world.now(), world.now() + TimeDelta::minutes(5));
+    let claimed = world.store.claim(bucket, Uuid::from_u128(7), now, until, 1).await.expect("a claim");
+    claimed.into_iter().next().expect("a message")
+}
+
+async fn what_becomes_due_while_another_goes_waits_for_the_next<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.rules.digest = daily();
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    let first = world.imported(alice, dawn(), march(31, 10, 0)).await;
+    let second = world.imported(alice, dawn(), march(31, 10, 30)).await;
+    world.clock.set(march(1, 10, 0));
+    world.remind().await;
+    let elsewhere = claimed_elsewhere(&world).await;
+    // The pass does not know of the mail that is about to go.
+    world.clock.set(march(1, 10, 30));
+    world.remind().await;
+    world.store.mailed(&[elsewhere.contact.id], march(1, 10, 30)).await.expect("a write");
+    let sent = crate::support::world::sent(&elsewhere);
+    world.store.record(&[(&elsewhere, &sent)], world.now()).await.expect("a record");
+    let mut courier = world.courier();
+    let delivered = world.deliver(&mut courier.deliverer).await;
+    assert_eq!((delivered.sent, delivered.put_off), (0, 1));
+    assert_eq!(open(&world).await, [("alice@example.org".to_owned(), march(2, 10, 30))]);
+    assert_eq!(world.ledger(second).await, ["0: 30d pending to alice@example.org"]);
+    // What comes meanwhile goes with it.
+    world.imported(alice, dawn(), march(31, 20, 0)).await;
+    world.clock.set(march(1, 20, 0));
+    world.remind().await;
+    assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 0);
+    world.clock.set(march(2, 10, 30));
+    assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 1);
+    assert_eq!(courier.delivered(), ["alice@example.org: 2 tokens expire in 29 days"]);
+    assert_eq!(world.ledger(first).await, ["0: 30d sent to alice@example.org"]);
+    // What is urgent waits for nothing.
+    let third = world.imported(alice, dawn(), march(3, 11, 0)).await;
+    world.clock.set(march(2, 11, 0));
+    world.remind().await;
+    assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 1);
+    assert!(world.ledger(third).await.contains(&"0: 1d sent to alice@example.org".to_owned()));
+}
+
+async fn two_messages_that_go_at_once_are_one_and_one_later<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    world.rules.digest = daily();
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    for minute in [0, 30] {
+        world.imported(alice, dawn(), march(31, 10, minute)).await;
+    }
+    world.clock.set(march(1, 10, 0));
+    world.remind().await;
+    // Its process dies before it says anything; when the lease is over there are two.
+    claimed_elsewhere(&world).await;
+    world.clock.set(march(1, 10, 30));
+    world.remind().await;
+    let mut courier = world.courier();
+    let delivered = world.deliver(&mut courier.deliverer).await;
+    assert_eq!((delivered.sent, delivered.put_off), (1, 1), "{delivered:?}");
+    world.clock.set(march(2, 10, 30));
+    assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 1);
+    assert_eq!(courier.delivered().len(), 2);
 }

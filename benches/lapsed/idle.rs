@@ -112,7 +112,8 @@ fn setup() -> Setup {
         every: Duration::ZERO,
         idle: Duration::MAX,
         groups: Arc::from([]),
-        remember: false,
+        policy: lapsed::policy::Policy::new([], true, TimeDelta::days(7)),
+        digest: lapsed::digest::Digest::holding(TimeDelta::zero()),
     };
     Setup {
         schedule: settings.schedule,

@@ -131,7 +131,7 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             reconcile: Cron::parse("0 47 2 * * *", chrono_tz::UTC).map_err(anyhow::Error::msg)?,
         },
         rules: Rules {
-            policy,
+            policy: policy.clone(),
             digest: Digest::holding(HOLD),
             groups: Arc::from([]),
             skip_unused: false,
@@ -145,7 +145,8 @@ async fn setup(store: &Sqlite, now: Timestamp, transport: Transport) -> anyhow::
             every: Duration::ZERO,
             idle: Duration::MAX,
             groups: Arc::from([]),
-            remember: false,
+            policy,
+            digest: Digest::holding(HOLD),
         },
         retention: Retention { reminders: year, messages: year, ended_tokens: year },
         composer: Composer::new(
@@ -181,7 +182,9 @@ async fn narrate(
             verdict = Some(said);
         }
         if !rotated && narrator.is_pending(cast.rotated, LEADS[1]) {
-            let change = store.change_token(cast.rotated, |token| change::rotate(token, TimeDelta::zero(), None, now));
+            // The successor's deadline is not part of the story.
+            let later = Some(Some(now + TimeDelta::days(90)));
+            let change = store.change_token(cast.rotated, |token| change::rotate(token, TimeDelta::zero(), later, now));
             change.await?;
             narrator.rotated(now, &cast.rotated_name)?;
             rotated = true;

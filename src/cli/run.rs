@@ -179,7 +179,8 @@ fn terms(settings: &Settings, rules: &Rules) -> Terms {
         every: Duration::ZERO,
         idle: Duration::MAX,
         groups: rules.groups.clone(),
-        remember: settings.digest.min_interval.is_some(),
+        policy: rules.policy.clone(),
+        digest: rules.digest.clone(),
     }
 }
 

@@ -132,6 +132,42 @@ proptest! {
         }
     }
 
+    /// However often a message finds that its contact was just sent another: what it says comes in time.
+    #[test]
+    fn what_is_put_off_again_and_again_comes_in_time(
+        left in 1i64..100 * 86_400, hold in 0i64..86_400, window in windows(), interval in 1i64..400 * 86_400,
+        urgent_within in 0i64..10 * 86_400, others in prop::collection::vec(0i64..86_400, 0..40), zone in 0..TZ_VARIANTS.len(),
+    ) {
+        let begin = DateTime::from_timestamp(1_790_000_000, 0).expect("in range");
+        let until = begin + TimeDelta::seconds(left);
+        let ahead = Some(Ahead { expires_at: until + TimeDelta::days(1), until });
+        let digest = Digest {
+            hold: TimeDelta::seconds(hold),
+            window,
+            min_interval: Some(TimeDelta::seconds(interval)),
+            urgent_within: TimeDelta::seconds(urgent_within),
+        };
+        let planned = Waiting { now: begin, ahead, zone: TZ_VARIANTS[zone], mailed_at: None };
+        let mut at = digest.goes_at(planned);
+        let at_claim = Digest { hold: TimeDelta::zero(), ..digest };
+        for ago in others {
+            let waiting = Waiting { now: at, mailed_at: Some(at - TimeDelta::seconds(ago)), ..planned };
+            let next = at_claim.goes_at(waiting);
+            prop_assert!(at <= next && next < until, "{at} {next} {until}");
+            at = next;
+        }
+    }
+
+    /// Word that others may take along goes before it is of no use.
+    #[test]
+    fn what_goes_alone_goes_in_time(left in 2i64..400 * 86_400, window in windows(), zone in 0..TZ_VARIANTS.len()) {
+        let now = DateTime::from_timestamp(1_790_000_000, 0).expect("in range");
+        let digest = Digest { window, ..weekdays() };
+        let at = digest.goes_alone_at(now, now + TimeDelta::seconds(left), TZ_VARIANTS[zone]);
+        let half = TimeDelta::seconds(left / 2).min(TimeDelta::days(14));
+        prop_assert!(now + half <= at && at < now + TimeDelta::seconds(left), "{at}");
+    }
+
     #[test]
     fn no_instant_breaks_it(now: i32, expires: i32, until: i32, hold: u32, mailed: i32) {
         let at = |seconds: i32| DateTime::from_timestamp(i64::from(seconds), 0).expect("in range");

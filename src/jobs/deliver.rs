@@ -36,11 +36,14 @@ use uuid::Uuid;
 
 use super::Outcome;
 use crate::clock::{Clock, Timestamp};
+use crate::correction;
+use crate::digest::Digest;
 use crate::mail::compose::Composer;
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::Group;
-use crate::store::outbox::Record;
+use crate::policy::Policy;
+use crate::store::outbox::{ClaimedMessage, Record};
 use crate::store::planning::Reminded;
 use crate::store::{Result, Store};
 use crate::token::{Bucket, ContactId, MessageId};
@@ -82,6 +85,8 @@ pub struct Delivered {
     pub unknown: u64,
     /// Given up.
     pub failed: u64,
+    /// Left to a later one, because their contact was sent another just now.
+    pub put_off: u64,
     /// Had nothing left to say.
     pub cancelled: u64,
     /// Lost to another process before they were handed over or recorded.
@@ -95,6 +100,7 @@ impl fmt::Display for Delivered {
             (self.retried, "to be tried again"),
             (self.unknown, "of unknown outcome"),
             (self.failed, "given up"),
+            (self.put_off, "left to a later one"),
             (self.cancelled, "had nothing left to say"),
             (self.lost, "lost to another process"),
         ];
@@ -111,6 +117,7 @@ impl std::ops::AddAssign for Delivered {
         self.retried += other.retried;
         self.unknown += other.unknown;
         self.failed += other.failed;
+        self.put_off += other.put_off;
         self.cancelled += other.cancelled;
         self.lost += other.lost;
     }
@@ -165,8 +172,10 @@ pub struct Terms {
     pub idle: Duration,
     /// The policies of groups of tokens: who is told of these besides others.
     pub groups: Arc<[Group]>,
-    /// Whether to remember when contacts were sent reminders, so that planning can leave some time between two mails.
-    pub remember: bool,
+    /// Which reminders are owed where no policy of a group says anything else.
+    pub policy: Policy,
+    /// When messages go, likewise. With `min_interval`, it is remembered when contacts were sent reminders.
+    pub digest: Digest,
 }
 
 /// What the store may have of a pause that an earlier process told of, and never took back.

@@ -496,9 +496,19 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
             // Who it is may have changed in the configuration since the store was told.
             facts.is_fallback = Some(contact.id) == self.orders.rules.fallback;
             let alert = self.alert(kind);
-            let (fate, told) = foresee(self.store, message, &facts, alert, self.orders.terms, self.now).await?;
+            let (fate, told) = foresee(
+                self.store,
+                message,
+                Known { facts: &facts, said: &said, mailed_at: mailed.get(&contact.id).copied() },
+                alert,
+                self.orders.terms,
+                self.now,
+            )
+            .await?;
             late.extend(told);
             match fate {
+        let said = said(self.store, &messages, self.now).await?;
+        let mailed = self.mailed(&messages).await?;
                 Fate::Goes(reminders) => {
                     did.sent += 1;
                     (self.visit)(Would::Send(kind, contact, reminders)).await?;
@@ -513,6 +523,7 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
     async fn contacts(&self, ids: impl Iterator<Item = ContactId>) -> anyhow::Result<HashMap<ContactId, Contact>> {
         let mut contacts = self.store.contacts(&ids.collect::<Vec<_>>()).await?;
         contacts.extend(self.orders.newcomers.iter().map(|(id, address)| {
+                Fate::PutOff => did.put_off += 1,
             let address = address.clone();
             (*id, Contact { id: *id, address, time_zone: None, locale: None, suppressed: None })
         }));
@@ -520,6 +531,17 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
     }
 
     /// A message that would be opened and claimed.
+    /// When contacts were sent reminders, where that was so lately that others wait.
+    async fn mailed(&self, messages: &[ClaimedMessage]) -> anyhow::Result<HashMap<ContactId, Timestamp>> {
+        let Some(interval) = self.orders.terms.digest.min_interval else { return Ok(HashMap::new()) };
+        let mut contacts: Vec<ContactId> = messages.iter().map(|message| message.contact.id).collect();
+        contacts.sort_unstable();
+        contacts.dedup();
+        let known = self.store.addressees(&contacts).await?.into_iter();
+        let lately = |at: &Timestamp| *at > self.now - interval && *at <= self.now;
+        Ok(known.filter_map(|(contact, to)| Some((contact, to.mailed_at.filter(lately)?))).collect())
+    }
+
     fn message(&self, kind: MessageKind, contact: Contact, reminders: Vec<ClaimedReminder>) -> ClaimedMessage {
         let now = self.now;
         ClaimedMessage {

@@ -1,5 +1,6 @@
 //! What delivery does: claim messages under a lease, renew it, and record what became of them.
 
+use std::collections::HashSet;
 use std::future::Future;
 
 use uuid::Uuid;
@@ -153,6 +154,11 @@ pub enum Delivery {
         counts: bool,
         /// Whether nobody knows if it was delivered.
         unknown: bool,
+    },
+    /// Never tried: what it carries that is not settled goes with the message of its contact that collects, or with a new one.
+    PutOff {
+        /// Not before this instant.
+        at: Timestamp,
     },
     /// Given up; the reply.
     Failed(String),
@@ -377,12 +383,25 @@ impl Queue {
 
 impl Delivery {
     /// The state that a message goes to.
+/// Takes what is not settled of a message that was put off from it.
+pub(super) const DETACH: &str = "UPDATE reminders SET message_id = NULL WHERE bucket = $1 AND message_id = $2 AND contact_id = $3 AND state = 'pending'";
+
+/// The messages that were put off, by contact, and until when.
+pub(super) fn put_off<'a>(
+    outcomes: &'a [(&'a ClaimedMessage, &'a Record)],
+    recorded: &HashSet<Uuid>,
+) -> Vec<(&'a ClaimedMessage, Timestamp)> {
+    let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
+    let until = |record: &Record| if let Delivery::PutOff { at } = record.delivery { Some(at) } else { None };
+    ours.filter_map(|(message, record)| Some((*message, until(record)?))).collect()
+}
+
     pub(super) fn state(&self) -> MessageState {
         match self {
             Self::Sent(_) => MessageState::Sent,
             Self::Retry { .. } => MessageState::Retry,
             Self::Failed(_) => MessageState::Failed,
-            Self::Cancelled => MessageState::Cancelled,
+            Self::PutOff { .. } | Self::Cancelled => MessageState::Cancelled,
         }
     }
 
@@ -392,11 +411,12 @@ impl Delivery {
             Self::Sent(reply) | Self::Failed(reply) | Self::Retry { reply, .. } => Some(reply),
             Self::Cancelled => None,
         }
+            Self::PutOff { .. } => Some("left to a later message: the contact was sent another just now"),
     }
 
     /// How many attempts it adds.
     pub(super) fn attempts(&self) -> i32 {
-        i32::from(!matches!(self, Self::Cancelled | Self::Retry { counts: false, .. }))
+        i32::from(!matches!(self, Self::PutOff { .. } | Self::Cancelled | Self::Retry { counts: false, .. }))
     }
 
     /// How many unknown outcomes it adds.

@@ -401,6 +401,18 @@ pub trait Planning {
         }
     }
 
+    /// Remembers that these contacts, all of one bucket, are sent reminders now, but for those that were sent some after `since`:
+    /// the answer says when.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn mailed_before(
+        &self,
+        contacts: &[ContactId],
+        since: Timestamp,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<HashMap<ContactId, Timestamp>>> + Send;
+
     /// Remembers that these contacts, all of one bucket, are sent reminders now.
     ///
     /// # Errors

@@ -338,6 +338,23 @@ pub(super) fn addressees(rows: Vec<(Uuid, Option<String>, Option<At>)>) -> HashM
 
 /// Rows of two ids as lists.
 pub(super) fn grouped<A: From<Uuid> + Eq + Hash>(rows: Vec<(Uuid, Uuid)>) -> HashMap<A, Vec<ContactId>> {
+/// Of contacts and when they were last sent reminders: those that were within a span of time, and the others. One that lies in the
+/// future was sent by a wrong clock, and counts for nothing.
+pub(super) fn mailed_since(
+    rows: Vec<(Uuid, Option<At>)>,
+    since: Timestamp,
+    now: Timestamp,
+) -> (HashMap<ContactId, Timestamp>, Vec<Uuid>) {
+    let (mut before, mut free) = (HashMap::new(), Vec::new());
+    for (id, mailed_at) in rows {
+        match mailed_at.filter(|at| at.0 > since && at.0 <= now) {
+            Some(at) => _ = before.insert(id.into(), at.0),
+            None => free.push(id),
+        }
+    }
+    (before, free)
+}
+
     let mut grouped: HashMap<A, Vec<ContactId>> = HashMap::new();
     for (of, contact) in rows {
         grouped.entry(of.into()).or_default().push(contact.into());

@@ -206,7 +206,8 @@ impl<B: Backend> World<B> {
             every: Duration::ZERO,
             idle: Duration::from_secs(60),
             groups: self.rules.groups.clone(),
-            remember: self.rules.digest.min_interval.is_some(),
+            policy: self.rules.policy.clone(),
+            digest: self.rules.digest.clone(),
         };
         Deliverer::new(self.store.clone(), clock, composer, transports, terms, Uuid::new_v4())
     }

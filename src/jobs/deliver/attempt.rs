@@ -10,6 +10,8 @@ use tokio::task::JoinHandle;
 use super::{LEASE, Terms};
 use crate::clock::{Clock, Timestamp};
 use crate::escalation::Carried;
+use crate::correction::{Correction, correct};
+use crate::digest::{Ahead, Digest, Waiting};
 use crate::mail::compose::{ComposeError, Composed, Composer};
 use crate::mail::letter::{Alert, Change, Content, Item, Letter};
 use crate::mail::outcome::Happened;
@@ -42,6 +44,8 @@ pub(super) struct Attempt {
     /// What is told to whoever is the fallback now, in the place of an earlier one.
     pub(super) passed_on: Vec<NewReminder>,
     /// How long the message is ours.
+    /// It goes not now, but with what is said from then on.
+    pub(super) put_off: Option<Timestamp>,
     pub(super) lease_until: Timestamp,
     /// What came of it; `None` while nothing did, and for a message that had nothing left to say.
     pub(super) happened: Option<Happened>,
@@ -81,7 +85,29 @@ impl Attempt {
             letter = content.map(|content| Letter { message: message.id, to: message.contact.clone(), content });
         }
         let lease_until = message.lease_until;
-        (Self { message, speaking, settled, passed_on, lease_until, happened }, letter)
+        (Self { message, speaking, settled, passed_on, put_off: None, lease_until, happened }, letter)
+    }
+
+    /// Until when all that the message says may wait, because its contact was sent another mail at `mailed_at`; `None`: something in
+    /// it is urgent, or would come too late to be of use.
+    pub(super) fn put_off_until(
+        &self,
+        facts: &Facts,
+        terms: &Terms,
+        mailed_at: Timestamp,
+        now: Timestamp,
+    ) -> Option<Timestamp> {
+        let goes_at = |said: &Carried| {
+            let Some((token, owner)) = facts.tokens.get(&said.reminder.token) else { return now };
+            let group = group_of(&terms.groups, &Traits::of(token, &owner.key)).map(|(_, group)| group);
+            let (policy, digest) = group.map_or((&terms.policy, &terms.digest), |group| (&group.policy, &group.digest));
+            let zone = self.message.contact.time_zone.unwrap_or(owner.time_zone);
+            let ahead = Ahead::of(policy, said.reminder.expires_at, said.reminder.claimed.lead, now);
+            // It has waited for more to say.
+            let digest = Digest { hold: TimeDelta::zero(), ..digest.clone() };
+            digest.goes_at(Waiting { now, ahead, zone, mailed_at: Some(mailed_at) })
+        };
+        self.speaking.iter().map(goes_at).min().filter(|at| *at > now)
     }
 
     /// Sends the mail, renewing the lease meanwhile.
@@ -126,7 +152,7 @@ pub(super) fn untried(message: ClaimedMessage, now: Timestamp, why: &str) -> (At
     let delivery = Delivery::Retry { at: now, reply, counts: false, unknown: false };
     let lease_until = message.lease_until;
     let (speaking, settled, passed_on) = (Vec::new(), Vec::new(), Vec::new());
-    let attempt = Attempt { message, speaking, settled, passed_on, lease_until, happened: None };
+    let attempt = Attempt { message, speaking, settled, passed_on, put_off: None, lease_until, happened: None };
     (attempt, Record { delivery, settled: Vec::new(), escalations: Vec::new() })
 }
 

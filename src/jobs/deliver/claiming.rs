@@ -3,8 +3,9 @@
 //! Owns all that it needs, so that sessions go on meanwhile. When it is dropped, what it had claimed is claimed again when
 //! the lease ends.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::attempt::{Attempt, untried};
@@ -70,13 +71,10 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
             let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
             checked.push(Attempt::new(message, facts, alert, &self.terms, now));
         }
-        if self.terms.remember {
-            let to = checked.iter().filter(|(attempt, _)| attempt.message.kind == MessageKind::Reminders);
-            let to: Vec<ContactId> = to.filter_map(|(_, letter)| Some(letter.as_ref()?.to.id)).collect();
-            // Before the mail goes: a pass that plans meanwhile must know. One that plans at this very moment may not.
-            if let Err(error) = self.store.mailed(&to, now).await {
-                return self.give_back(checked.into_iter().map(|(attempt, _)| attempt.message).collect(), error);
-            }
+        if let Some(interval) = self.terms.digest.min_interval
+            && let Err(error) = self.space(&mut checked, &facts, interval, now).await
+        {
+            return self.give_back(checked.into_iter().map(|(attempt, _)| attempt.message).collect(), error);
         }
         Claimed { messages, checked, ..Claimed::default() }
     }
@@ -87,7 +85,45 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
         Claimed { messages, untried, failed: Some(error), ..Claimed::default() }
     }
 
-    /// What is true now of what was claimed, and what each of the alerts among it says.
+    /// Remembers that contacts are sent reminders now, before they are: a pass that plans meanwhile must know. A message that is in
+    /// no hurry and finds that its contact was sent another since it was planned, within the interval, is put off.
+    async fn space(
+        &self,
+        attempts: &mut [(Attempt, Option<Letter>)],
+        facts: &HashMap<ContactId, Facts>,
+        interval: TimeDelta,
+        now: Timestamp,
+    ) -> Result<()> {
+        let reminds = |(attempt, letter): &&mut (Attempt, Option<Letter>)| {
+            letter.is_some() && attempt.message.kind == MessageKind::Reminders
+        };
+        let (mut certain, mut asked): (Vec<ContactId>, Vec<&mut (Attempt, Option<Letter>)>) = (Vec::new(), Vec::new());
+        for pair in attempts.iter_mut().filter(reminds) {
+            // One that may have been sent already does not wait for itself.
+            let is_new = pair.0.message.first_claimed_at + LEASE == pair.0.message.lease_until;
+            if is_new { asked.push(pair) } else { certain.push(pair.0.message.contact.id) }
+        }
+        let wanted: Vec<ContactId> = asked.iter().map(|(attempt, _)| attempt.message.contact.id).collect();
+        let before = self.store.mailed_before(&wanted, now - interval, now).await?;
+        let mut going: HashSet<ContactId> = HashSet::new();
+        for (attempt, letter) in asked {
+            let contact = attempt.message.contact.id;
+            // Of two messages to one contact the first goes, or both wait.
+            let mailed_at = before.get(&contact).copied().or_else(|| (!going.insert(contact)).then_some(now));
+            let Some(mailed_at) = mailed_at else { continue };
+            let facts = facts.get(&contact);
+            match facts.and_then(|facts| attempt.put_off_until(facts, &self.terms, mailed_at, now)) {
+                Some(at) => {
+                    *letter = None;
+                    attempt.put_off = Some(at);
+                }
+                None => certain.push(contact),
+            }
+        }
+        self.store.mailed(&certain, now).await
+    }
+
+    /// What is true now of what was claimed, what was said before of what it corrects, and what each of the alerts among it says.
     async fn read(
         &self,
         claimed: &[ClaimedMessage],

@@ -95,8 +95,11 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
 
     /// What to record of an attempt; `None`: nothing, the lease was lost.
     async fn outcome(&mut self, attempt: &Attempt, another_refused: bool) -> Result<Option<Record>> {
-        let Attempt { message, speaking, settled, passed_on, happened, .. } = attempt;
+        let Attempt { message, speaking, settled, passed_on, put_off, happened, .. } = attempt;
         let (mut settled, mut escalations) = (settled.clone(), passed_on.clone());
+        if let Some(at) = put_off {
+            return Ok(Some(Record { delivery: Delivery::PutOff { at: *at }, settled, escalations }));
+        }
         let Some(happened) = happened else {
             escalations.extend(self.escalations(message, speaking, Reason::Suppressed, true).await?);
             return Ok(Some(Record { delivery: Delivery::Cancelled, settled, escalations }));

@@ -174,6 +174,10 @@ fn report(message: &ClaimedMessage, record: &Record, recorded: bool) -> Delivere
             tracing::warn!(message_id = %id, contact = %message.contact.id, "gave a message up");
             did.failed = 1;
         }
+        Delivery::PutOff { at } => {
+            tracing::info!(message_id = %id, until = %at, "its contact was sent another message just now: it waits");
+            did.put_off = 1;
+        }
         Delivery::Cancelled => {
             tracing::info!(message_id = %id, "a message had nothing left to say");
             did.cancelled = 1;

@@ -93,7 +93,7 @@ async fn with_open(tx: &mut Transaction<'_, Pg>, contacts: &[Wanted]) -> Result<
 
 /// Opens a message for each contact, or locks the one that is open: a claim that holds it comes first, and then it is
 /// no longer open; one that comes later finds what this transaction wrote. Returns how many are new.
-async fn open_messages(
+pub(super) async fn open_messages(
     tx: &mut Transaction<'_, Pg>,
     wanted: &[Wanted],
     kind: MessageKind,

@@ -6,12 +6,12 @@ use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
 
 use super::Postgres;
-use super::ledger::write_reminders;
+use super::ledger::{open_messages, write_reminders};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
-    OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
+    ClaimedMessage, DETACH, Delivery, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE,
+    MESSAGE_COUNTS, MessageCount, MessageKind, OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS, put_off,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimAndContactRow, ClaimRow};
 use crate::token::{Bucket, SYSTEM_OWNER_KEY};
@@ -149,7 +149,9 @@ impl Outbox for Postgres {
         self.within(async move {
             let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
             let bucket = first.id.bucket().column();
-            let escalated = outcomes.iter().any(|(_, record)| !record.escalations.is_empty());
+            let escalated = outcomes.iter().any(|(_, record)| {
+                !record.escalations.is_empty() || matches!(record.delivery, Delivery::PutOff { .. })
+            });
             let mut line = self.lines.take().await?;
             let recorded = if escalated {
                 let mut tx = line.begin().await?;
@@ -157,6 +159,12 @@ impl Outbox for Postgres {
                 let ours = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid()));
                 let escalations: Vec<_> = ours.flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
                 write_reminders(&mut tx, &escalations, now, None).await?;
+                for (message, at) in put_off(outcomes, &recorded) {
+                    let contact = message.contact.id;
+                    let detach = sqlx::query(DETACH).bind(bucket).bind(message.id.uuid()).bind(contact.uuid());
+                    detach.execute(&mut *tx).await?;
+                    open_messages(&mut tx, &[(contact, at)], MessageKind::Reminders, now).await?;
+                }
                 tx.commit().await?;
                 recorded
             } else {

@@ -58,6 +58,16 @@ async fn move_watermark(tx: &mut Transaction<'_, Pg>, lead: Lead, watermark: Wat
     Ok(())
 }
 
+/// Locks contacts of a bucket in the order of their addresses, which is that of whoever makes or changes several of them: none of
+/// them waits for another in a circle. The primary key finds them.
+const LOCK_CONTACTS: &str = "SELECT id, mailed_at FROM contacts \
+     WHERE bucket = $1 AND id = ANY($2) \
+     ORDER BY address \
+     FOR UPDATE";
+
+/// Remembers that these contacts are sent reminders now.
+const MAILED: &str = "UPDATE contacts SET mailed_at = $3 WHERE bucket = $1 AND id = ANY($2)";
+
 impl Planning for Postgres {
     async fn overdue(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         self.within(async move {
@@ -267,15 +277,38 @@ impl Planning for Postgres {
         .await
     }
 
+    async fn mailed_before(
+        &self,
+        contacts: &[ContactId],
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<HashMap<ContactId, Timestamp>> {
+        let Some(first) = contacts.first() else { return Ok(HashMap::new()) };
+        self.within(async move {
+            let bucket = first.bucket().column();
+            let mut tx = self.begin().await?;
+            let rows: Vec<(Uuid, Option<At>)> = sqlx::query_as(LOCK_CONTACTS)
+                .bind(bucket)
+                .bind(contacts.iter().map(|contact| contact.uuid()).collect::<Vec<_>>())
+                .fetch_all(&mut *tx)
+                .await?;
+            let (before, free) = row::mailed_since(rows, since, now);
+            sqlx::query(MAILED).bind(bucket).bind(free).bind(now).execute(&mut *tx).await?;
+            tx.commit().await?;
+            Ok(before)
+        })
+        .await
+    }
+
     async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
         let Some(first) = contacts.first() else { return Ok(()) };
         self.within(async move {
-            sqlx::query("UPDATE contacts SET mailed_at = $3 WHERE bucket = $1 AND id = ANY($2)")
-                .bind(first.bucket().column())
-                .bind(contacts.iter().map(|contact| contact.uuid()).collect::<Vec<_>>())
-                .bind(now)
-                .execute(&self.pool())
-                .await?;
+            let (bucket, ids) = (first.bucket().column(), contacts.iter().map(|contact| contact.uuid()));
+            let ids: Vec<Uuid> = ids.collect();
+            let mut tx = self.begin().await?;
+            sqlx::query(LOCK_CONTACTS).bind(bucket).bind(&ids).execute(&mut *tx).await?;
+            sqlx::query(MAILED).bind(bucket).bind(ids).bind(now).execute(&mut *tx).await?;
+            tx.commit().await?;
             Ok(())
         })
         .await

@@ -96,7 +96,7 @@ async fn with_open(tx: &mut Transaction<'_, Lite>, contacts: &[Wanted]) -> Resul
 }
 
 /// Opens a message for each contact that has none open. Returns how many are new.
-async fn open_messages(
+pub(super) async fn open_messages(
     tx: &mut Transaction<'_, Lite>,
     wanted: &[Wanted],
     kind: MessageKind,

@@ -6,13 +6,13 @@ use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
 use super::Sqlite;
-use super::ledger::write_reminders;
+use super::ledger::{open_messages, write_reminders};
 use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
-    ClaimedMessage, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS, MessageCount,
-    OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS,
+    ClaimedMessage, DETACH, FALLBACK, GIVE_UP_MESSAGE, GIVE_UP_REMINDERS, LAST_SENT, MAILS_DUE, MESSAGE_COUNTS,
+    MessageCount, MessageKind, OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS, put_off,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
 use crate::token::{Bucket, SYSTEM_OWNER_KEY};
@@ -146,6 +146,12 @@ impl Outbox for Sqlite {
         settle(&mut tx, bucket, &ours, now).await?;
         let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
         write_reminders(&mut tx, &escalations, now, None).await?;
+        for (message, at) in put_off(outcomes, &recorded) {
+            let contact = message.contact.id;
+            let detach = sqlx::query(DETACH).bind(bucket).bind(message.id.uuid()).bind(contact.uuid());
+            detach.execute(&mut *tx).await?;
+            open_messages(&mut tx, &[(contact, at)], MessageKind::Reminders, now).await?;
+        }
         tx.commit().await?;
         Ok(outcomes.iter().map(|(message, _)| recorded.contains(&message.id.uuid())).collect())
     }

@@ -59,6 +59,10 @@ async fn move_watermark(tx: &mut Transaction<'_, Lite>, lead: Lead, watermark: W
     Ok(())
 }
 
+/// Remembers that these contacts are sent reminders now.
+const MAILED: &str = "UPDATE contacts SET mailed_at = $3 \
+     WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))";
+
 impl Planning for Sqlite {
     async fn overdue(&self, now: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
         // Index tokens_unplanned.
@@ -229,17 +233,33 @@ impl Planning for Sqlite {
         Ok(rows.into_iter().filter_map(|(owner, zone)| Some((owner.into(), zone.parse().ok()?))).collect())
     }
 
-    async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
-        let Some(first) = contacts.first() else { return Ok(()) };
-        sqlx::query(
-            "UPDATE contacts SET mailed_at = $3 \
+    async fn mailed_before(
+        &self,
+        contacts: &[ContactId],
+        since: Timestamp,
+        now: Timestamp,
+    ) -> Result<HashMap<ContactId, Timestamp>> {
+        let Some(first) = contacts.first() else { return Ok(HashMap::new()) };
+        let bucket = first.bucket().column();
+        let mut tx = self.begin().await?;
+        let rows: Vec<(Uuid, Option<At>)> = sqlx::query_as(
+            "SELECT id, mailed_at FROM contacts \
              WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))",
         )
-        .bind(first.bucket().column())
+        .bind(bucket)
         .bind(json(contacts.iter().map(|contact| hex(contact.uuid()))))
-        .bind(At(now))
-        .execute(&self.writer)
+        .fetch_all(&mut *tx)
         .await?;
+        let (before, free) = row::mailed_since(rows, since, now);
+        sqlx::query(MAILED).bind(bucket).bind(json(free.into_iter().map(hex))).bind(At(now)).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(before)
+    }
+
+    async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
+        let Some(first) = contacts.first() else { return Ok(()) };
+        let ids = json(contacts.iter().map(|contact| hex(contact.uuid())));
+        sqlx::query(MAILED).bind(first.bucket().column()).bind(ids).bind(At(now)).execute(&self.writer).await?;
         Ok(())
     }
 
