@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use calcard::icalendar::{ICalendar, ICalendarProperty};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 use lapsed::clock::Timestamp;
@@ -265,6 +266,92 @@ fn subjects_name_what_it_is_about_first() {
         |locale| composer().write(&letter(Content::Reminders(items.clone()), locale), monday).expect("written");
     assert_eq!(on_monday("en").subject, "3 tokens expire this week");
     assert_eq!(on_monday("de").subject, "3 Token laufen diese Woche ab");
+}
+
+/// What a mail program could take for an address of the web or of mail, or for the start of one.
+const LINKS: [&str; 6] = ["https://evil", "http://evil", "www.evil", "evil.example/", "mailto:us", "us@evil"];
+
+#[test]
+fn what_people_typed_is_only_text() {
+    let typed = [
+        "https://evil.example/login?x=1",
+        "see www.evil.example or write to us@evil.example, mailto:us@evil.example",
+        "<a href=\"https://evil.example/\">renew</a><img src=\"https://evil.example/x\"><script>x()</script>",
+        "[renew](https://evil.example/) <https://evil.example/>",
+        "key\r\nBcc: us@evil.example\r\n\r\n<h1>x</h1>",
+        "key\r\nEND:VEVENT\r\nBEGIN:VEVENT\r\nATTACH:https://evil.example/",
+        "=?utf-8?q?key=0D=0ABcc:_us=40evil.example?=",
+        "{{ own.count }} {% include 'style.css' %} {# x #}",
+        "\" onmouseover=\"x()\" style=\"display:none",
+    ];
+    for text in typed {
+        for (name, content) in contents() {
+            let (is_test, items) = match content {
+                Content::Test(items) => (true, items),
+                Content::Reminders(items) => (false, items),
+                Content::Alert(_) => continue,
+            };
+            let mut items = items;
+            for item in &mut items {
+                let texts = [&mut item.token.description, &mut item.owner.name, &mut item.owner.key];
+                texts.into_iter().for_each(|place| text.clone_into(place));
+                item.token.scopes = vec![text.to_owned()];
+                (item.token.hint, item.token.external_id) = (Some(text.to_owned()), Some(text.to_owned()));
+            }
+            let content = if is_test { Content::Test(items) } else { Content::Reminders(items) };
+            for language in LANGUAGES {
+                let letter = letter(content.clone(), language);
+                let composed = composer().compose(&letter, now()).expect("composed");
+                harmless(&composed.bytes, &format!("{language}/{name} with {text:?}"));
+            }
+        }
+    }
+}
+
+fn harmless(bytes: &[u8], of: &str) {
+    let mail = MessageParser::default().parse(bytes).expect("a mail");
+    let known = [
+        "From",
+        "To",
+        "Subject",
+        "Date",
+        "Message-ID",
+        "Auto-Submitted",
+        "X-Auto-Response-Suppress",
+        "Reply-To",
+        "References",
+        "MIME-Version",
+        "Content-Type",
+    ];
+    let headers: Vec<&str> = mail.headers().iter().map(|header| header.name()).collect();
+    assert!(headers.iter().all(|header| known.contains(header)), "{of}: {headers:?}");
+    // What the template engine escapes though it need not.
+    let html = mail.body_html(0).expect("HTML").replace("&#x2f;", "/");
+    let document = html.to_lowercase();
+    for attribute in ["href=", "src=", "onmouseover="] {
+        for (at, _) in document.match_indices(attribute) {
+            let value = document.get(at + attribute.len()..).expect("the rest");
+            let inside =
+                document.get(..at).expect("before").rfind(['<', '>']).map(|at| document[at..].starts_with('<'));
+            let ours = attribute == "href=" && value.starts_with("\"https://example.org/tokens/");
+            assert!(ours || inside != Some(true), "{of}: {attribute}{}", value.chars().take(40).collect::<String>());
+        }
+    }
+    assert!(!["<script", "<img", "<h1>"].iter().any(|tag| document.contains(tag)), "{of}: {html}");
+    let text = mail.body_text(0).expect("a text").into_owned();
+    let files = mail.attachments().map(|part| part.text_contents().expect("a text").replace("\r\n ", ""));
+    let files: Vec<String> = files.collect();
+    for shown in [&text, &html].into_iter().chain(&files) {
+        // What was typed as markup stands in the HTML as text; of a calendar file only what a program shows.
+        let shown = shown.replace("mailto:tokens@example.org", "");
+        let found: Vec<_> = LINKS.iter().filter(|link| shown.contains(**link)).collect();
+        assert!(found.is_empty(), "{of}: {found:?} in {shown}");
+    }
+    for file in &files {
+        let calendar = ICalendar::parse(file).unwrap_or_else(|entry| panic!("{of}: {entry:?}"));
+        let attached = calendar.components.iter().any(|component| component.has_property(&ICalendarProperty::Attach));
+        assert!(!attached, "{of}: {file}");
+    }
 }
 
 #[test]
