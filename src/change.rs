@@ -68,18 +68,19 @@ pub struct Edit {
 /// [`Refused`] when the token has ended or was replaced, or the deadline is not ahead.
 pub fn edit(token: &Token, edit: &Edit, now: Timestamp) -> Result<Changed, Refused> {
     still_active(token, now)?;
+    let before = token;
     let mut token = token.clone();
     if let Some(description) = &edit.description {
         describe(&mut token, description, now);
     }
     if let Some(expires_at) = edit.expires_at {
         ahead(expires_at, now)?;
-        let before = token.expires_at;
         set_deadline(&mut token, expires_at, now);
         if edit.by_another {
-            note_move(&mut token, before);
+            note_move(&mut token, before.expires_at);
         }
     }
+    mark_uncorrected(&mut token, before, now);
     Ok(Changed { token, successor: None })
 }
 
@@ -135,6 +136,7 @@ pub fn rotate(
             old.ended_at = Some(now);
         }
     }
+    mark_uncorrected(&mut old, token, now);
     Ok(Changed { token: old, successor: Some((successor, secret)) })
 }
 
@@ -150,8 +152,12 @@ pub fn revoke(token: &Token, now: Timestamp) -> Result<Changed, Refused> {
     if token.validity(now).is_err() {
         not_ended(token, now)?;
     }
-    let token = Token { status: Status::Revoked, ended_at: Some(now), unplanned: false, ..token.clone() };
-    Ok(Changed { token, successor: None })
+    // During the grace after a rotation its contacts may have been told twice of what holds no longer.
+    let generation = token.generation.saturating_add(i32::from(token.replaced_by.is_some()));
+    let mut revoked =
+        Token { status: Status::Revoked, ended_at: Some(now), unplanned: false, generation, ..token.clone() };
+    mark_uncorrected(&mut revoked, token, now);
+    Ok(Changed { token: revoked, successor: None })
 }
 
 /// What a list says of a token that lives elsewhere.
@@ -192,7 +198,13 @@ pub fn import_new(owner: &Owner, source: &str, external_id: &str, watched: &Watc
 }
 
 /// A token that is seen in a list again. One that was renewed elsewhere is active again; the list is right.
-pub fn import_again(token: &Token, watched: &Watched, now: Timestamp) -> Token {
+pub fn import_again(before: &Token, watched: &Watched, now: Timestamp) -> Token {
+    let mut token = seen_again(before, watched, now);
+    mark_uncorrected(&mut token, before, now);
+    token
+}
+
+fn seen_again(token: &Token, watched: &Watched, now: Timestamp) -> Token {
     let mut token = token.clone();
     describe(&mut token, &watched.description, now);
     token.last_used_at = token.last_used_at.max(watched.last_used_at);
@@ -247,12 +259,28 @@ pub fn set_deadline(token: &mut Token, expires_at: Option<Timestamp>, now: Times
     mark_unplanned(token, now);
 }
 
-/// Remembers from where somebody else than the owner moved a deadline, and marks the token: its owner is to be told now.
+/// Remembers from where somebody else than the owner moved a deadline, or took it away, and marks the token: its owner is to be
+/// told now.
 fn note_move(token: &mut Token, before: Option<Timestamp>) {
-    if token.expires_at.is_some() && is_another_deadline(before, token.expires_at) {
+    if is_another_deadline(before, token.expires_at) {
         token.moved_from = Some(before.unwrap_or(NEVER));
-        token.unplanned = true;
+        if token.expires_at.is_some() {
+            token.unplanned = true;
+        } else {
+            token.uncorrected = true;
+        }
     }
+}
+
+/// Marks a token whose contacts may have been told of a deadline ahead that no longer holds: some reminder of it may have been
+/// due, or word of an earlier deadline may have been corrected. Never takes a mark away: only the planner does.
+fn mark_uncorrected(token: &mut Token, before: &Token, now: Timestamp) {
+    let holds = token.status == before.status
+        && token.generation == before.generation
+        && token.replaced_by == before.replaced_by;
+    let ahead = Deadline::of(before).filter(|deadline| !holds && deadline.expires_at > now);
+    let told = |deadline| before.generation > 0 || must_be_planned(deadline, now);
+    token.uncorrected |= ahead.is_some_and(told);
 }
 
 /// Marks a token whose reminders may be due already. Never takes a mark away: only the planner does.

@@ -97,7 +97,7 @@ pub struct Ledger(HashMap<(TokenId, i32), Vec<LedgerRow>>);
 impl Ledger {
     /// Takes a row. Expired notices and word of a change say nothing about who knew in time, and neither does what the fallback was told.
     pub fn add(&mut self, row: LedgerRow) {
-        if row.lead != Lead::EXPIRED && row.lead != Lead::CHANGED && !row.escalation {
+        if row.lead.is_time() && !row.escalation {
             self.0.entry((row.token, row.generation)).or_default().push(row);
         }
     }

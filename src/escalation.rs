@@ -61,7 +61,8 @@ pub async fn escalations<S: Store>(
             traits = store.traits(&tokens).await?;
         }
     }
-    for unsaid in unsaid {
+    // What was to correct something said to this contact says nothing to anybody else.
+    for unsaid in unsaid.iter().filter(|unsaid| !unsaid.reminder.claimed.lead.corrects()) {
         let speakers = unsaid.owner.and_then(|owner| reachable.get(&owner)).into_iter().flatten();
         let watching = watchers.get(&unsaid.reminder.token).into_iter().flatten();
         let group = traits.get(&unsaid.reminder.token).and_then(|traits| group_of(groups, traits));

@@ -72,9 +72,9 @@ struct Terms<'a> {
 
 impl Recipients {
     /// The contacts that are told of a token, each once.
-    fn of(&self, token: &Candidate, terms: Terms<'_>) -> Vec<(ContactId, Addressee)> {
-        let speakers = self.speakers.get(&token.owner).into_iter().flatten();
-        let watchers = self.watchers.get(&token.id).into_iter().flatten();
+    fn of(&self, owner: OwnerId, token: TokenId, terms: Terms<'_>) -> Vec<(ContactId, Addressee)> {
+        let speakers = self.speakers.get(&owner).into_iter().flatten();
+        let watchers = self.watchers.get(&token).into_iter().flatten();
         let others = terms.contacts.iter().map(|(contact, _)| contact);
         let mut contacts: Vec<ContactId> = speakers.chain(watchers).chain(others).copied().collect();
         contacts.sort_unstable();
@@ -111,9 +111,9 @@ impl Rules {
         Ok(())
     }
 
-    /// What a token's reminders are decided by.
-    fn terms(&self, token: &Candidate) -> Terms<'_> {
-        let group = token.traits.as_ref().and_then(|traits| group_of(&self.groups, traits));
+    /// What the reminders of a token with these traits are decided by.
+    fn terms(&self, traits: Option<&Traits>) -> Terms<'_> {
+        let group = traits.and_then(|traits| group_of(&self.groups, traits));
         match group {
             Some((_, Group { policy, digest, contacts, .. })) => Terms { policy, digest, contacts },
             None => Terms { policy: &self.policy, digest: &self.digest, contacts: &[] },
@@ -124,17 +124,17 @@ impl Rules {
     async fn recipients<S: Store>(
         &self,
         store: &S,
-        tokens: &[&Candidate],
+        tokens: &[(OwnerId, TokenId)],
         newcomers: &[ContactId],
         now: Timestamp,
     ) -> Result<Recipients> {
         let (mut speakers, mut watchers, mut zones) = (HashMap::new(), HashMap::new(), HashMap::new());
         let mut addressees = HashMap::new();
         if !tokens.is_empty() {
-            let mut owners: Vec<OwnerId> = tokens.iter().map(|token| token.owner).collect();
+            let mut owners: Vec<OwnerId> = tokens.iter().map(|(owner, _)| *owner).collect();
             owners.sort_unstable();
             owners.dedup();
-            let ids: Vec<TokenId> = tokens.iter().map(|token| token.id).collect();
+            let ids: Vec<TokenId> = tokens.iter().map(|(_, token)| *token).collect();
             speakers = store.speakers(&owners).await?;
             watchers = store.watchers(&ids).await?;
             if self.digest.window.is_some() || self.groups.iter().any(|group| group.digest.window.is_some()) {
@@ -170,7 +170,7 @@ impl Rules {
             Decision::Superseded => (ReminderState::Superseded, Some(Reason::TighterLead)),
             Decision::Stale => (ReminderState::Stale, Some(Reason::Stale)),
         };
-        let terms = self.terms(token);
+        let terms = self.terms(token.traits.as_ref());
         let expires_at = token.deadline.expires_at;
         let ahead = Ahead::of(terms.policy, expires_at, lead, recipients.now);
         let owner_zone = recipients.zones.get(&token.owner).copied();
@@ -179,7 +179,7 @@ impl Rules {
             let waiting = Waiting { now: recipients.now, ahead, zone, mailed_at: to.mailed_at };
             (decision == Decision::Send).then(|| terms.digest.goes_at(waiting))
         };
-        let contacts = recipients.of(token, terms);
+        let contacts = recipients.of(token.owner, token.id, terms);
         if !contacts.is_empty() {
             let rows = contacts.into_iter().map(|(contact, to)| row(Some(contact), state, reason, false, goes_at(to)));
             return rows.collect();

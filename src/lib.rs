@@ -17,7 +17,8 @@
 //! - [`config`] and [`schedule`]: what operators asked for, checked before anything starts.
 //! - [`clock`]: the only place that asks what time it is; everywhere else, time is an argument.
 //! - [`token`]: the words of the domain, as plain data.
-//! - [`policy`]: which reminders are owed, and when. [`digest`]: when a message about them may go. [`policies`]: which tokens follow
+//! - [`policy`]: which reminders are owed, and when. [`correction`]: what is told because what was said no longer holds.
+//!   [`digest`]: when a message about them may go. [`policies`]: which tokens follow
 //!   rules of their own. [`change`]: what may be done to a token. All are pure.
 //! - [`store`]: SQLite and PostgreSQL behind one contract; the only code that speaks SQL.
 //! - [`verify`](mod@verify): the gate, which asks the store and the clock at every call.
@@ -32,6 +33,7 @@ pub mod schedule;
 pub mod clock;
 pub mod token;
 pub mod policy;
+pub mod correction;
 pub mod digest;
 pub mod policies;
 pub mod change;

@@ -200,7 +200,7 @@ impl Metrics {
         for (state, count) in [("open", open), ("held", held), ("sending", sending), ("retry", retry)] {
             self.outbox.get_or_create(&[("state", state)]).set(gauge(*count));
         }
-        let oldest = oldest.map_or(TimeDelta::zero(), |oldest| now - oldest);
+        let oldest = oldest.map_or(TimeDelta::zero(), |oldest| (now - oldest).max(TimeDelta::zero()));
         self.oldest.get_or_create(&[]).set(seconds(oldest));
         self.counted("outbox", now);
     }

@@ -29,6 +29,13 @@ impl Lead {
     /// else is due of that deadline speaks instead.
     pub const CHANGED: Self = Self(400_000 * 86_400);
 
+    /// Word that the deadline that a contact was told of has moved. Any other word of the new one speaks instead.
+    pub const MOVED: Self = Self(410_000 * 86_400);
+
+    /// Word that the deadline that a contact was told of does not hold any more: the token was replaced or revoked, or never
+    /// expires.
+    pub const WITHDRAWN: Self = Self(420_000 * 86_400);
+
     /// A lead time; negative spans become zero.
     pub fn new(span: TimeDelta) -> Self {
         Self(span.num_seconds().max(0))
@@ -54,6 +61,16 @@ impl Lead {
         due_at.checked_add_signed(self.span()).unwrap_or(Timestamp::MAX_UTC)
     }
 
+    /// Whether it is a lead time before the deadline, and neither the expired notice nor word of a change.
+    pub fn is_time(self) -> bool {
+        self > Self::EXPIRED && self < Self::CHANGED
+    }
+
+    /// Whether it corrects what was said before.
+    pub fn corrects(self) -> bool {
+        self >= Self::MOVED
+    }
+
     /// When a reminder at this lead falls due.
     pub fn due_at(self, expires_at: Timestamp) -> Timestamp {
         expires_at.checked_sub_signed(self.span()).unwrap_or(Timestamp::MIN_UTC)
@@ -65,8 +82,10 @@ impl fmt::Display for Lead {
         if *self == Self::EXPIRED {
             return f.pad("expired");
         }
-        if *self == Self::CHANGED {
-            return f.pad("changed");
+        for (lead, word) in [(Self::CHANGED, "changed"), (Self::MOVED, "moved"), (Self::WITHDRAWN, "withdrawn")] {
+            if *self == lead {
+                return f.pad(word);
+            }
         }
         let unit = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")].into_iter().find(|(n, _)| self.0 % n == 0);
         let (seconds, unit) = unit.unwrap_or((1, "s"));
@@ -399,6 +418,8 @@ pub enum Reason {
     Unreadable,
     /// Somebody who operates lapsed cancelled its message.
     ByHand,
+    /// What it was to correct holds again, was never said, or is over.
+    NothingToCorrect,
 }
 
 words!(Reason {
@@ -416,12 +437,18 @@ words!(Reason {
     Undeliverable => "the mail could not be delivered",
     Unreadable => "the token or its owner cannot be read from the store",
     ByHand => "an operator cancelled the message",
+    NothingToCorrect => "there is nothing to correct any more",
 });
 
 /// Whether a reminder is still true of its token, as the token is at `now`.
 pub fn recheck(claimed: Claimed, token: Option<&Token>, now: Timestamp) -> Verdict {
     use Verdict::{Cancelled, Speak, Superseded};
     let Some(token) = token else { return Cancelled(Reason::Deleted) };
+    if claimed.lead == Lead::WITHDRAWN {
+        // Whether there is anything to withdraw depends on what was said: see `correction`.
+        let same = token.generation == claimed.generation;
+        return if same { Speak } else { Cancelled(Reason::DeadlineChanged) };
+    }
     if Usage::of(token).is_left_behind() {
         return Cancelled(Reason::Replaced);
     }

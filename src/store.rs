@@ -17,6 +17,7 @@ mod common;
 mod common_messages;
 mod common_rows;
 pub mod copy;
+pub mod corrections;
 pub mod due;
 mod error;
 pub mod foresight;
@@ -41,6 +42,7 @@ use chrono::{DateTime, Utc};
 pub use accounts::Accounts;
 pub use backup::Backup;
 pub use bounces::Bounces;
+pub use corrections::Corrections;
 pub use due::Due;
 pub use error::Error;
 pub use foresight::Foresight;
@@ -63,6 +65,7 @@ pub trait Store:
     + Imports
     + Due
     + Planning
+    + Corrections
     + Outbox
     + Bounces
     + Messages

@@ -147,6 +147,8 @@ pub struct Token {
     pub generation: i32,
     /// Whether reminders about it may be due that no watermark will come across.
     pub unplanned: bool,
+    /// Whether contacts may have been told of a deadline that no longer holds.
+    pub uncorrected: bool,
     /// When its secret was last verified, to the minute.
     pub last_used_at: Option<Timestamp>,
     /// Bookkeeping.
@@ -176,6 +178,7 @@ impl Token {
             deadline_set_at: now,
             generation: 0,
             unplanned: false,
+            uncorrected: false,
             last_used_at: None,
             status: Status::Active,
             ended_at: None,

@@ -19,6 +19,7 @@ use lapsed::jobs::guard::Guard;
 use lapsed::jobs::{Rules, expire, purge, remind};
 use lapsed::policy::{Policy, Reason};
 use lapsed::store::accounts::{OwnerRef, ReminderState};
+use lapsed::store::corrections::Corrected;
 use lapsed::store::outbox::{ClaimedMessage, Record};
 use lapsed::store::planning::{Cutoffs, Decided, NewReminder, Progress, Purged, Watermark};
 use lapsed::store::{Accounts, Outbox, Store};
@@ -64,6 +65,10 @@ const PROMISES: &[Expected] = &[
     by("AND (expires_at, id) > ($1, $2)", "tokens_deadline", &["expires_at"]),
     by("AS too_early", "tokens_unplanned", &["expires_at"]),
     by("AS held", "tokens_unplanned", &["expires_at"]),
+    by("AS uncorrected", "tokens_uncorrected", &[]),
+    by("WHERE t.uncorrected AND t.id > $1", "tokens_uncorrected", &["id"]),
+    by("r.settled_at, r.message_id FROM", "reminders_pkey", &["bucket", "token_id"]),
+    by("SET uncorrected = ", "tokens_pkey", &["bucket", "id"]),
     by("WHERE state = 'held' ORDER BY not_before LIMIT 1", "messages_held_deadline", &[]),
     by("FROM guard_counts WHERE bucket = 0 AND minute < $4", "reminders_deadline", &["deadline"]),
     by("JOIN owner_contacts oc ON", "owner_contacts_pkey", &["bucket", "owner_id"]),
@@ -85,6 +90,7 @@ const PROMISES: &[Expected] = &[
     by("SELECT 1 FROM owner_contacts oc", "owner_contacts_pkey", &["bucket", "owner_id", "contact_id"]),
     by("SELECT 1 FROM token_contacts tc", "token_contacts_pkey", &["bucket", "token_id", "contact_id"]),
     by("SET mailed_at = ", "contacts_pkey", &["bucket", "id"]),
+    by("SELECT id, mailed_at FROM contacts", "contacts_pkey", &["bucket", "id"]),
     by("WHERE s.bucket", "owners_key", &["bucket", "key"]),
     by("UPDATE messages SET not_before = $5 WHERE", "messages_pkey", &["bucket", "id"]),
     by("attempts = m.attempts + ", "messages_pkey", &["bucket", "id"]),
@@ -104,14 +110,14 @@ const PROMISES: &[Expected] = &[
     by("FROM tokens t WHERE t.bucket = $1 AND t.id = $2", "tokens_pkey", &["bucket", "id"]),
     by("UPDATE tokens SET description", "tokens_pkey", &["bucket", "id"]),
     by("LIKE '%' || $2 ORDER BY t.id", ANY, &["bucket"]),
-    by("JOIN reminders r ON", "reminders_pkey", &["bucket", "token_id"]),
-    by("JOIN reminders r ON", "contacts_pkey", &["bucket", "id"]),
+    by("FROM buckets b JOIN reminders r ON", "reminders_pkey", &["bucket", "token_id"]),
+    by("FROM buckets b JOIN reminders r ON", "contacts_pkey", &["bucket", "id"]),
     by("WHERE bucket = $1 AND owner_id = $2", "owner_contacts_pkey", &["bucket", "owner_id"]),
     by("WHERE TRUE AND t.bucket = ", "tokens_owner", &["bucket", "owner_id"]),
     by("(SELECT id FROM contacts WHERE bucket = $1 AND address = $2)", "contacts_address", &["bucket", "address"]),
     by("SELECT MAX(o.key)", "owners_key", &["bucket", "key"]),
     // All that waits, and nothing else: the whole of a partial index.
-    by("SELECT state, COUNT(*), MIN(created_at)", "messages_queue", &["bucket"]),
+    by("SELECT state, COUNT(*), MIN(CASE", "messages_queue", &["bucket"]),
     by("t.status = 'expired' AND t.replaced_by IS NULL", "tokens_ended", &["ended_at"]),
     by("AND t.expires_at > $1 AND t.expires_at <= $2 AND t.replaced_by IS NULL", "tokens_deadline", &["expires_at"]),
     by("SELECT token_id, generation, lead, state, reason, escalation, settled_at", "reminders_deadline", &["deadline"]),
@@ -285,6 +291,12 @@ async fn plan_and_purge<S: Store>(store: &S) {
     let progress = Progress::Reached(lead(30), from);
     store.plan(&lease, decided, progress).await.expect("a write");
 
+    assert!(store.uncorrected(Uuid::nil(), BATCH).await.expect("a read").is_empty());
+    let token = many::token(active(0)).uuid();
+    let looked_at = store.find_tokens(&IdRef::Whole(token)).await.expect("a read");
+    let corrected = Corrected { now, looked_at: &looked_at, reminders: Vec::new(), may_open: None };
+    assert_eq!(store.correct(&lease, corrected).await.expect("a write").tokens, 1);
+
     assert!(store.next_deadline(now).await.expect("a read").is_some_and(|next| next > now));
 
     // What the metrics ask, again and again.
@@ -344,7 +356,11 @@ async fn deliver<S: Store>(store: &S, round: u32) {
     let asked: Vec<_> = tokens.iter().map(|token| (message.contact.id, *token)).collect();
     let facts = store.facts(&asked).await.expect("a read");
     assert_eq!(facts[&message.contact.id].tokens.len(), tokens.iter().collect::<BTreeSet<_>>().len());
+    let since = now - days(1);
+    store.mailed_before(&[message.contact.id], since, now).await.expect("a write");
     store.mailed(&[message.contact.id], now).await.expect("a write");
+    let told = store.told(&asked, now).await.expect("a read");
+    assert!(!told.is_empty(), "they are on their way");
     store.suppress(message, "550 unknown", now).await.expect("a write");
     assert!(store.renew(message, now + TimeDelta::minutes(6)).await.expect("a renewal"));
     let escalation = reminder(tokens[0].uuid(), now);

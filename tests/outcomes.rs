@@ -186,6 +186,8 @@ async fn one_row<B: Backend>(world: &World<B>, address: &str, row: Row, pipelini
     // Its next reminder is not to come in the way of what follows.
     let now = world.now();
     world.store.change_token(token, |token| change::revoke(token, now)).await.expect("allowed");
+    // And neither is word that it was revoked.
+    world.backend.execute("UPDATE tokens SET uncorrected = (1 = 0)").await;
 }
 
 /// A line of the header that begins like this.

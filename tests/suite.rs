@@ -7,6 +7,7 @@ mod support;
 mod bounces;
 mod browser;
 mod cli;
+mod corrections;
 mod crashes;
 mod daemon;
 mod delivery;

@@ -331,7 +331,7 @@ fn a_parser_of_prometheus_reads_the_metrics() {
         "lapsed_build info - 1",
         "lapsed_expired counter - 1",
         "lapsed_expiry_lag_seconds histogram seconds 13",
-        "lapsed_messages counter - 6",
+        "lapsed_messages counter - 7",
         "lapsed_smtp_reply counter - 4",
         "lapsed_job_overdue_seconds gauge seconds 5",
         "lapsed_outbox_oldest_seconds gauge seconds 1",

@@ -11,8 +11,9 @@ use clap::{Args, ValueEnum};
 use super::{Failure, Outcome, lookup, output};
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Settings, Transport as Way};
+use crate::correction::{Overtaken as Why, withdrawn};
 use crate::mail::compose::{Composed, Composer};
-use crate::mail::letter::{Alert, Change, Content, Item, Kind, Letter};
+use crate::mail::letter::{Alert, Change, Content, Item, Kind, Letter, Overtaken};
 use crate::mail::maildir::Maildir;
 use crate::mail::outcome::Happened;
 use crate::mail::sample;
@@ -36,6 +37,8 @@ enum MailKind {
     Expired,
     /// A token whose deadline somebody else moved
     Changed,
+    /// Tokens of which something was said that no longer holds
+    Correction,
     /// What the fallback is told of owners that could not be
     Escalation,
     /// What the fallback is told of mails that a guard holds
@@ -54,6 +57,7 @@ impl MailKind {
                 Self::Reminder => Kind::Reminder,
                 Self::Expired => Kind::Expired,
                 Self::Changed => Kind::Changed,
+                Self::Correction => Kind::Correction,
                 Self::Escalation => Kind::Escalation,
                 Self::Held => Kind::Alert,
                 Self::Expiry => return Content::Alert(Alert::Expiry { tokens: 12_345 }),
@@ -72,7 +76,7 @@ enum Part {
     Text,
     /// The HTML alone, for a browser
     Html,
-    /// The calendar file
+    /// The calendar files
     Ics,
     /// All of it, as it is sent (RFC 5322)
     Eml,
@@ -123,8 +127,11 @@ impl Preview {
             }
             Part::Html => written()?.html,
             Part::Ics => {
-                let calendar = composer.calendar(&letter, now).context("the mail cannot be made")?;
-                calendar.context("this mail has no calendar file: no deadline in it lies ahead")?
+                let calendars = composer.calendars(&letter, now).context("the mail cannot be made")?;
+                if calendars.is_empty() {
+                    return Err(anyhow::anyhow!("this mail has no calendar file: no deadline in it lies ahead").into());
+                }
+                calendars.into_iter().map(|calendar| calendar.text).collect()
             }
             Part::Text => {
                 let written = written()?;
@@ -139,22 +146,27 @@ impl Preview {
 /// A letter about one token, as if it were due.
 async fn about<S: Store>(store: &S, text: &str, kind: MailKind, now: Timestamp) -> Result<Letter, Failure> {
     let token = lookup::token(store, text).await?;
-    if token.expires_at.is_none() {
+    if token.expires_at.is_none() && kind != MailKind::Correction {
         return Err(anyhow::anyhow!("token {text} never expires: there is no mail about it").into());
     }
     let owner = lookup::owner_of(store, &token).await?;
     let contact = store.contacts_of(owner.id).await?.into_iter().next();
     let contact = contact.map_or_else(|| sample_contact("owner@example.org"), Ok)?;
-    let change = Change { before: token.expires_at.map(|at| at - TimeDelta::days(30)), by: None };
+    let change = Change { before: token.expires_at.map(|at| at - TimeDelta::days(30)) };
+    let why = withdrawn(&token).unwrap_or(Why::Replaced);
+    let overtaken = Overtaken { told: token.expires_at.unwrap_or(now + TimeDelta::days(7)), why };
     let item = Item {
         token,
         owner,
         lead: Lead::EXPIRED,
         escalation: (kind == MailKind::Escalation).then_some(Reason::NoContact),
         change: (kind == MailKind::Changed).then_some(change),
+        overtaken: (kind == MailKind::Correction).then_some(overtaken),
     };
     let content = match kind {
-        MailKind::Reminder | MailKind::Changed | MailKind::Escalation => Content::Reminders(vec![item]),
+        MailKind::Reminder | MailKind::Changed | MailKind::Correction | MailKind::Escalation => {
+            Content::Reminders(vec![item])
+        }
         MailKind::Test => Content::Test(vec![item]),
         MailKind::Expired => {
             let expires_at = item.token.expires_at.filter(|at| *at <= now).or(Some(now));
@@ -171,7 +183,7 @@ async fn about<S: Store>(store: &S, text: &str, kind: MailKind, now: Timestamp) 
 fn open(composer: &Composer, letter: &Letter, now: Timestamp) -> Outcome {
     let written = composer.write(letter, now).context("the mail cannot be made")?;
     let composed = composer.compose(letter, now).context("the mail cannot be made")?;
-    let calendar = composer.calendar(letter, now).context("the mail cannot be made")?;
+    let calendars = composer.calendars(letter, now).context("the mail cannot be made")?;
     let directory =
         tempfile::Builder::new().prefix("lapsed-mail-").tempdir().context("no directory can be made")?.keep();
     let put = |name: &str, bytes: &[u8]| -> anyhow::Result<PathBuf> {
@@ -182,8 +194,8 @@ fn open(composer: &Composer, letter: &Letter, now: Timestamp) -> Outcome {
     };
     put("mail.eml", &composed.bytes)?;
     put("mail.txt", format!("Subject: {}\n\n{}\n", written.subject, written.text).as_bytes())?;
-    if let Some(calendar) = calendar {
-        put("deadlines.ics", calendar.as_bytes())?;
+    for calendar in calendars {
+        put(calendar.name, calendar.text.as_bytes())?;
     }
     show(&put("mail.html", written.html.as_bytes())?);
     Ok(())

@@ -34,7 +34,7 @@ impl Status {
         let now = clock.now();
         let tokens = named(store.token_counts(now).await?);
         let messages = store.message_counts().await?;
-        let oldest = store.oldest_waiting().await?;
+        let oldest = store.oldest_waiting().await?.filter(|since| *since <= now);
         let last_sent = store.last_sent().await?;
         let jobs = store.job_records().await?;
         // Not that of the deadlines themselves, which is only where `expire` goes on.

@@ -380,7 +380,7 @@ fn history_row(reminder: &ReminderRecord, token: &Token, owner: &Owner) -> Vec<S
     }
     vec![
         reminder.lead.to_string(),
-        local(if reminder.lead == Lead::CHANGED {
+        local(if reminder.lead >= Lead::CHANGED {
             reminder.created_at
         } else {
             reminder.lead.due_at(reminder.deadline)

@@ -224,10 +224,18 @@ fn bounce_mailbox(text: &str) -> Result<Address, String> {
     Address::new(address.user(), domain).map_err(|error| error.to_string())
 }
 
+/// How long tokens that have ended are kept at least: word of it waits for some weeks for other mail.
+const LEAST_KEPT: TimeDelta = TimeDelta::days(30);
+
 fn retention(r: &mut Reader) -> Result<Retention, Reported> {
     let reminders = r.required("retention.reminders", positive);
     let messages = r.required("retention.messages", positive);
-    let ended_tokens = r.required("retention.ended_tokens", positive);
+    let ended_tokens = r.required("retention.ended_tokens", |text| match positive(text)? {
+        span if span < LEAST_KEPT => Err(format!(
+            "{text:?} is less than 30d: whoever was told of a token's deadline may have to be told that it ended"
+        )),
+        span => Ok(span),
+    });
     Ok(Retention { reminders: reminders?, messages: messages?, ended_tokens: ended_tokens? })
 }
 

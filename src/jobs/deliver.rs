@@ -23,7 +23,7 @@ mod record;
 mod recording;
 mod sessions;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ use crate::policy::Policy;
 use crate::store::outbox::{ClaimedMessage, Record};
 use crate::store::planning::Reminded;
 use crate::store::{Result, Store};
-use crate::token::{Bucket, ContactId, MessageId};
+use crate::token::{Bucket, ContactId, MessageId, TokenId};
 use ahead::Ahead;
 use attempt::{Attempt, Mail, RENEW_WITHIN, untried};
 use claiming::{Claimed, Claiming};
@@ -156,6 +156,21 @@ impl Replies {
             // Nobody was asked.
             Happened::LostLease | Happened::Unbuildable { .. } | Happened::Deserted { .. } => {}
         }
+    }
+}
+
+/// What contacts were told of tokens before.
+pub(super) type Said = HashMap<(ContactId, TokenId), Vec<correction::Told>>;
+
+/// What was said before of what these messages correct.
+pub(super) async fn said<S: Store>(store: &S, messages: &[ClaimedMessage], now: Timestamp) -> Result<Said> {
+    let corrected = messages.iter().flat_map(|message| {
+        let corrections = message.reminders.iter().filter(|reminder| reminder.claimed.lead.corrects());
+        corrections.map(|reminder| (message.contact.id, reminder.token))
+    });
+    match corrected.collect::<Vec<_>>().as_slice() {
+        [] => Ok(Said::new()),
+        corrected => store.told(corrected, now).await,
     }
 }
 

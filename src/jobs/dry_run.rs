@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::deliver::foresee::{Fate, foresee};
-use super::deliver::{Delivered, Terms};
+use super::deliver::foresee::{Fate, Known, foresee};
+use super::deliver::{Delivered, Terms, said};
 use super::guard::{TOLD_EVERY, URGENT};
 use super::purge::Retention;
 use super::{Rules, expire, remind};
@@ -250,6 +250,16 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
             let reminders = remind::decide(store, rules, now, &page, None, &self.newcomers).await?;
             self.write(reminders, &mut did, true).await?;
         }
+        let mut after = Uuid::nil();
+        let mut more = due.uncorrected;
+        while more {
+            let page = store.uncorrected(after, rules.batch).await?;
+            let Some(last) = page.last() else { break };
+            after = last.id.uuid();
+            more = page.len() >= rules.batch as usize;
+            let reminders = remind::corrections::decide(store, rules, now, &page, &self.newcomers).await?;
+            self.write(reminders, &mut did, true).await?;
+        }
         // What is past its deadline owes no reminder: each lead starts behind it.
         let start = |lead: Lead| {
             let window = Watermark::after(lead.due_at(now));
@@ -269,7 +279,7 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
                 rules.describe(store, &mut page).await?;
                 // What is marked, or crosses a wider lead of its policy, was decided with that.
                 let decided = |token: &Candidate| {
-                    let policy = rules.terms(token).policy;
+                    let policy = rules.terms(token.traits.as_ref()).policy;
                     let wider = leads.iter().take(i).filter(|(lead, _)| policy.leads().contains(lead));
                     marked.contains(&token.id) || wider.into_iter().any(|wider| crosses(token, wider))
                 };
@@ -489,6 +499,8 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
         asked.sort_unstable();
         asked.dedup();
         let facts = self.store.facts(&asked).await?;
+        let said = said(self.store, &messages, self.now).await?;
+        let mailed = self.mailed(&messages).await?;
         let mut late = Vec::new();
         for message in messages {
             let (kind, contact) = (message.kind, message.contact.clone());
@@ -507,12 +519,11 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
             .await?;
             late.extend(told);
             match fate {
-        let said = said(self.store, &messages, self.now).await?;
-        let mailed = self.mailed(&messages).await?;
                 Fate::Goes(reminders) => {
                     did.sent += 1;
                     (self.visit)(Would::Send(kind, contact, reminders)).await?;
                 }
+                Fate::PutOff => did.put_off += 1,
                 Fate::SaysNothing => did.cancelled += 1,
                 Fate::GivenUp => did.failed += 1,
             }
@@ -520,17 +531,6 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
         Ok(late)
     }
 
-    async fn contacts(&self, ids: impl Iterator<Item = ContactId>) -> anyhow::Result<HashMap<ContactId, Contact>> {
-        let mut contacts = self.store.contacts(&ids.collect::<Vec<_>>()).await?;
-        contacts.extend(self.orders.newcomers.iter().map(|(id, address)| {
-                Fate::PutOff => did.put_off += 1,
-            let address = address.clone();
-            (*id, Contact { id: *id, address, time_zone: None, locale: None, suppressed: None })
-        }));
-        Ok(contacts)
-    }
-
-    /// A message that would be opened and claimed.
     /// When contacts were sent reminders, where that was so lately that others wait.
     async fn mailed(&self, messages: &[ClaimedMessage]) -> anyhow::Result<HashMap<ContactId, Timestamp>> {
         let Some(interval) = self.orders.terms.digest.min_interval else { return Ok(HashMap::new()) };
@@ -542,6 +542,16 @@ impl<'a, S: Store, V: AsyncFnMut(Would) -> anyhow::Result<()>> Dry<'a, S, V> {
         Ok(known.filter_map(|(contact, to)| Some((contact, to.mailed_at.filter(lately)?))).collect())
     }
 
+    async fn contacts(&self, ids: impl Iterator<Item = ContactId>) -> anyhow::Result<HashMap<ContactId, Contact>> {
+        let mut contacts = self.store.contacts(&ids.collect::<Vec<_>>()).await?;
+        contacts.extend(self.orders.newcomers.iter().map(|(id, address)| {
+            let address = address.clone();
+            (*id, Contact { id: *id, address, time_zone: None, locale: None, suppressed: None })
+        }));
+        Ok(contacts)
+    }
+
+    /// A message that would be opened and claimed.
     fn message(&self, kind: MessageKind, contact: Contact, reminders: Vec<ClaimedReminder>) -> ClaimedMessage {
         let now = self.now;
         ClaimedMessage {

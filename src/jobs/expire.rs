@@ -125,7 +125,7 @@ pub(super) async fn decide<S: Store>(
     };
     let noticed: Vec<(&Candidate, Decision)> =
         page.iter().filter_map(|token| notice(token).map(|decision| (token, decision))).collect();
-    let tokens: Vec<&Candidate> = noticed.iter().map(|(token, _)| *token).collect();
+    let tokens: Vec<_> = noticed.iter().map(|(token, _)| (token.owner, token.id)).collect();
     let recipients = rules.recipients(store, &tokens, newcomers, now).await?;
     Ok(noticed.iter().flat_map(|(token, decision)| rules.rows(token, Lead::EXPIRED, *decision, &recipients)).collect())
 }

@@ -2,7 +2,9 @@
 //!
 //! Each lead has a watermark, up to which it has been dealt with; a step reads the page that follows it, and writes what
 //! was decided together with the moved watermark. Tokens that no watermark will come across carry a mark, and come
-//! first. A crash repeats at most the reading of one page.
+//! first; then those whose contacts were told of a deadline that no longer holds ([`corrections`]). A crash repeats at most the reading of one page.
+
+pub(super) mod corrections;
 
 use super::{Outcome, Rules, guard};
 use crate::clock::Timestamp;
@@ -29,6 +31,9 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
         rules.describe(store, &mut marked).await?;
         let did = write(store, lease, rules, now, &marked, Progress::Planned).await?;
         return Ok(Outcome { did, more: true });
+    }
+    if due.uncorrected {
+        return corrections::step(store, lease, rules, now).await;
     }
     if due.has_others(&leads) {
         // Lead 0 is the watermark of `expire`.
@@ -129,7 +134,7 @@ pub(super) async fn decide<S: Store>(
 ) -> Result<Vec<NewReminder>> {
     // A page of one lead leaves wider ones alone, and the tokens whose policy does not have that lead.
     let due = |token: &Candidate| {
-        let policy = rules.terms(token).policy;
+        let policy = rules.terms(token.traits.as_ref()).policy;
         let widest = match crossed {
             None => policy.leads().first().copied(),
             Some(lead) => Some(lead).filter(|lead| policy.leads().contains(lead)),
@@ -147,7 +152,7 @@ pub(super) async fn decide<S: Store>(
         .map(|token| (token, due(token)))
         .filter(|(_, due)| !due.is_empty())
         .collect();
-    let tokens: Vec<&Candidate> = due.iter().map(|(token, _)| *token).collect();
+    let tokens: Vec<_> = due.iter().map(|(token, _)| (token.owner, token.id)).collect();
     let recipients = rules.recipients(store, &tokens, newcomers, now).await?;
     let rows = due
         .iter()

@@ -16,16 +16,27 @@ use minijinja::value::Value;
 use crate::clock::Timestamp;
 use crate::token::ContactId;
 
-use super::calendar;
+use super::calendar::{self, Method};
 use super::clean::header_line;
 use super::letter::{Content, Item, Kind, Letter};
 use super::manage_url::{BadUrl, ManageUrl};
 use super::return_path::ReturnPath;
 use super::templates::{BadTemplates, Language, Templates, Written};
-use super::view::{self, Entry, SHOWN};
+use super::view::{self, Entry, LISTED, SHOWN};
 
-/// What the calendar file is called.
-const CALENDAR: &str = "deadlines.ics";
+/// What the calendar files are called: of deadlines that hold, and of those that no longer do.
+const PUBLISHED: &str = "deadlines.ics";
+const CANCELLED: &str = "withdrawn.ics";
+
+/// A calendar file that goes with a mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Calendar {
+    /// What it is called.
+    pub name: &'static str,
+    /// What it holds (RFC 5545).
+    pub text: String,
+    method: Method,
+}
 
 /// How long a line of a mail may be, in bytes without its end (RFC 5322, section 2.1.1).
 const LONGEST_LINE: usize = 998;
@@ -130,9 +141,9 @@ impl Composer {
     pub fn compose(&self, letter: &Letter, now: Timestamp) -> Result<Composed, ComposeError> {
         let to: lettre::Address =
             letter.to.address.as_str().parse().map_err(|_| ComposeError::Recipient(letter.to.id))?;
-        let (written, calendar) = self.written(letter, now)?;
+        let (written, calendars) = self.written(letter, now)?;
         let subject = written.subject.clone();
-        let bytes = self.put_together(letter, &to, written, calendar, now)?;
+        let bytes = self.put_together(letter, &to, written, calendars, now)?;
         let from = match &self.return_path {
             Some(return_path) => return_path.of(letter.message)?,
             None => self.from.email.clone(),
@@ -148,21 +159,21 @@ impl Composer {
         self.written(letter, now).map(|(written, _)| written)
     }
 
-    /// The calendar file of a letter; `None` where no deadline of the reader's own tokens lies ahead.
+    /// The calendar files of a letter; none where no deadline of the reader's own tokens lies ahead, and nothing is corrected.
     ///
     /// # Errors
     /// As [`Composer::write`].
-    pub fn calendar(&self, letter: &Letter, now: Timestamp) -> Result<Option<String>, ComposeError> {
-        self.written(letter, now).map(|(_, calendar)| calendar)
+    pub fn calendars(&self, letter: &Letter, now: Timestamp) -> Result<Vec<Calendar>, ComposeError> {
+        self.written(letter, now).map(|(_, calendars)| calendars)
     }
 
-    fn written(&self, letter: &Letter, now: Timestamp) -> Result<(Written, Option<String>), ComposeError> {
+    fn written(&self, letter: &Letter, now: Timestamp) -> Result<(Written, Vec<Calendar>), ComposeError> {
         let kind = Kind::of(&letter.content, now);
         let of_contact = letter.to.locale.as_deref();
         match &letter.content {
             Content::Alert(alert) => {
                 let language = self.templates.language(of_contact.unwrap_or_default());
-                Ok((language.write(kind, &view::alert(*alert, &letter.to, now))?, None))
+                Ok((language.write(kind, &view::alert(*alert, &letter.to, now))?, Vec::new()))
             }
             Content::Reminders(items) | Content::Test(items) => {
                 let entries = view::entries(items, &letter.to, now);
@@ -172,31 +183,52 @@ impl Composer {
                 let reminders = view::reminders(&entries, link, now, &|token| language.words(token))?;
                 let written = language.write(kind, &reminders.known)?;
                 let is_test = matches!(letter.content, Content::Test(_));
-                let calendar = if is_test { None } else { self.calendar_of(&entries, &reminders.own, language, now)? };
-                Ok((written, calendar))
+                let calendars =
+                    if is_test { Vec::new() } else { self.calendars_of(&entries, &reminders.own, language, now)? };
+                Ok((written, calendars))
             }
         }
     }
 
-    /// The deadlines that a mail lists of the reader's own tokens and that lie ahead.
-    fn calendar_of(
+    /// The deadlines that a mail lists of the reader's own tokens and that lie ahead; and those that it says do not hold any more.
+    fn calendars_of(
         &self,
         entries: &[Entry<'_>],
         tokens: &[Value],
         language: &Language,
         now: Timestamp,
-    ) -> Result<Option<String>, ComposeError> {
-        let own = entries.iter().filter(|entry| entry.item.escalation.is_none()).zip(tokens);
-        let events: Result<Vec<_>, minijinja::Error> = own
-            .filter(|(entry, _)| !entry.expired)
-            .map(|(entry, token)| {
-                let (title, text) = language.event(token)?;
-                let link = self.manage_url.as_ref().and_then(|url| url.of(&entry.item.token));
-                Ok(calendar::Entry { token: &entry.item.token, deadline: entry.deadline, title, text, link })
-            })
-            .collect();
-        let events = events?;
-        Ok((!events.is_empty()).then(|| calendar::file(&events, &self.domain, now)))
+    ) -> Result<Vec<Calendar>, ComposeError> {
+        let own = || entries.iter().filter(|entry| entry.item.escalation.is_none());
+        let (mut published, mut cancelled) = (Vec::new(), Vec::new());
+        for (entry, token) in own().filter(|entry| entry.item.overtaken.is_none()).zip(tokens) {
+            if !entry.expired {
+                published.push(self.event(entry, token, language)?);
+            }
+        }
+        for entry in own().filter(|entry| entry.item.overtaken.is_some()).take(LISTED) {
+            let stands = entry.stands(now);
+            let events = if stands.is_some() { &mut published } else { &mut cancelled };
+            let entry = stands.as_ref().unwrap_or(entry);
+            if !entry.expired {
+                let token = view::in_words(entry, self.manage_url.as_ref(), now, &|token| language.words(token))?;
+                events.push(self.event(entry, &token, language)?);
+            }
+        }
+        let files = [(Method::Publish, PUBLISHED, published), (Method::Cancel, CANCELLED, cancelled)].into_iter();
+        let files = files.filter(|(.., events)| !events.is_empty());
+        let file = |method, events: &[_]| calendar::file(method, events, &self.from.email, now);
+        Ok(files.map(|(method, name, events)| Calendar { name, text: file(method, &events), method }).collect())
+    }
+
+    fn event<'a>(
+        &self,
+        entry: &Entry<'a>,
+        token: &Value,
+        language: &Language,
+    ) -> Result<calendar::Entry<'a>, minijinja::Error> {
+        let (title, text) = language.event(token)?;
+        let link = self.manage_url.as_ref().and_then(|url| url.of(&entry.item.token));
+        Ok(calendar::Entry { token: &entry.item.token, deadline: entry.deadline, title, text, link })
     }
 
     fn put_together(
@@ -204,7 +236,7 @@ impl Composer {
         letter: &Letter,
         to: &lettre::Address,
         written: Written,
-        calendar: Option<String>,
+        calendars: Vec<Calendar>,
         now: Timestamp,
     ) -> Result<Vec<u8>, ComposeError> {
         let mut mail = lettre::Message::builder()
@@ -229,17 +261,15 @@ impl Composer {
             .boundary(boundary("words"))
             .singlepart(part(ContentType::TEXT_PLAIN, written.text))
             .singlepart(part(ContentType::TEXT_HTML, written.html));
-        let parts = match calendar {
-            None => words,
-            Some(calendar) => {
-                let kind = ContentType::parse("text/calendar; charset=utf-8; method=PUBLISH")?;
-                MultiPart::builder()
-                    .kind(MultiPartKind::Mixed)
-                    .boundary(boundary("parts"))
-                    .multipart(words)
-                    .singlepart(Attachment::new(CALENDAR.to_owned()).body(calendar, kind))
-            }
+        let parts = if calendars.is_empty() {
+            words
+        } else {
+            MultiPart::builder().kind(MultiPartKind::Mixed).boundary(boundary("parts")).multipart(words)
         };
+        let parts = calendars.into_iter().try_fold(parts, |parts, Calendar { name, text, method }| {
+            let kind = ContentType::parse(&format!("text/calendar; charset=utf-8; method={}", method.as_str()))?;
+            Ok::<_, ComposeError>(parts.singlepart(Attachment::new(name.to_owned()).body(text, kind)))
+        })?;
         Ok(mail.multipart(parts)?.formatted())
     }
 

@@ -1,6 +1,7 @@
 //! What one message has to say, and to whom: plain data, without words and without a clock.
 
 use crate::clock::Timestamp;
+use crate::correction::Overtaken as Why;
 use crate::policy::{Lead, Reason};
 use crate::token::{Contact, MessageId, Owner, Token};
 
@@ -60,6 +61,8 @@ pub struct Item {
     pub escalation: Option<Reason>,
     /// Where the owner is told that somebody else moved the deadline: how.
     pub change: Option<Change>,
+    /// Where the reader is told that what they were told before no longer holds: what.
+    pub overtaken: Option<Overtaken>,
 }
 
 /// A deadline that somebody other than the owner moved.
@@ -67,8 +70,15 @@ pub struct Item {
 pub struct Change {
     /// The deadline before; `None`: it never expired.
     pub before: Option<Timestamp>,
-    /// Who moved it, as far as is known.
-    pub by: Option<String>,
+}
+
+/// A deadline that the reader was told of and that no longer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overtaken {
+    /// The deadline.
+    pub told: Timestamp,
+    /// What happened.
+    pub why: Why,
 }
 
 /// Which of the mails a letter becomes; each has a directory of templates.
@@ -80,6 +90,8 @@ pub enum Kind {
     Expired,
     /// Tokens whose deadline somebody else moved.
     Changed,
+    /// Tokens of which something was said that no longer holds.
+    Correction,
     /// What the fallback is told instead of owners.
     Escalation,
     /// What the fallback is told of the guards.
@@ -90,8 +102,8 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Reminder, Self::Expired, Self::Changed, Self::Escalation, Self::Alert, Self::Test];
+    pub const ALL: [Self; 7] =
+        [Self::Reminder, Self::Expired, Self::Changed, Self::Correction, Self::Escalation, Self::Alert, Self::Test];
 
     /// The name of its directory among the templates.
     pub const fn as_str(self) -> &'static str {
@@ -99,6 +111,7 @@ impl Kind {
             Self::Reminder => "reminder",
             Self::Expired => "expired",
             Self::Changed => "changed",
+            Self::Correction => "correction",
             Self::Escalation => "escalation",
             Self::Alert => "alert",
             Self::Test => "test",
@@ -106,7 +119,7 @@ impl Kind {
     }
 
     /// What a letter becomes at this instant. Among reminders, what still lies ahead decides, and then what has expired:
-    /// changed deadlines and what others were not told of go with them.
+    /// changed deadlines, corrections, and what others were not told of go with them.
     pub fn of(content: &Content, now: Timestamp) -> Self {
         let items = match content {
             Content::Alert(_) => return Self::Alert,
@@ -116,6 +129,10 @@ impl Kind {
         let mut own = items.iter().filter(|item| item.escalation.is_none()).peekable();
         if own.peek().is_none() {
             return Self::Escalation;
+        }
+        let mut own = own.filter(|item| item.overtaken.is_none()).peekable();
+        if own.peek().is_none() {
+            return Self::Correction;
         }
         let expired = |item: &Item| item.token.expires_at.is_some_and(|deadline| deadline <= now);
         if own.clone().all(|item| item.change.is_some()) {

@@ -4,13 +4,14 @@ use chrono::TimeDelta;
 use minijinja::value::Value;
 use uuid::Uuid;
 
-use super::letter::{Alert, Change, Content, Item, Kind, Letter};
+use super::letter::{Alert, Change, Content, Item, Kind, Letter, Overtaken};
 use super::manage_url::ManageUrl;
 use super::templates::Language;
 use super::view;
 use crate::clock::Timestamp;
+use crate::correction::Overtaken as Why;
 use crate::policy::{Lead, Reason};
-use crate::token::{self, Address, Contact, ContactId, MessageId, Owner, OwnerId, Token, TokenId};
+use crate::token::{self, Address, Contact, ContactId, MessageId, Owner, OwnerId, Status, Token, TokenId};
 
 /// A made-up contact, without zone and locale of its own.
 pub fn contact(address: Address) -> Contact {
@@ -31,9 +32,10 @@ pub fn content(kind: Kind, now: Timestamp) -> Content {
         Kind::Test => Content::Test(soon()),
         Kind::Expired => Content::Reminders(vec![deploy_key(now, -TimeDelta::minutes(5))]),
         Kind::Changed => {
-            let change = Change { before: Some(now + TimeDelta::days(90)), by: Some("security team".to_owned()) };
+            let change = Change { before: Some(now + TimeDelta::days(90)) };
             Content::Reminders(vec![Item { change: Some(change), ..deploy_key(now, TimeDelta::days(14)) }])
         }
+        Kind::Correction => Content::Reminders(corrected(now)),
         Kind::Escalation => Content::Reminders(vec![
             Item { escalation: Some(Reason::NoContact), ..deploy_key(now, TimeDelta::days(1)) },
             Item { escalation: Some(Reason::Undeliverable), ..mirror(now, TimeDelta::days(1)) },
@@ -45,6 +47,18 @@ pub fn content(kind: Kind, now: Timestamp) -> Content {
             urgent: false,
         }),
     }
+}
+
+/// A token that was replaced in time, and one that was renewed.
+fn corrected(now: Timestamp) -> Vec<Item> {
+    let overtaken = |days, why| Some(Overtaken { told: now + TimeDelta::days(days), why });
+    let key = deploy_key(now, TimeDelta::days(7));
+    let replaced_by = Some(TokenId::new(key.token.id.bucket(), now - TimeDelta::hours(1)));
+    let token = Token { status: Status::Revoked, replaced_by, ..key.token };
+    vec![
+        Item { token, overtaken: overtaken(7, Why::Replaced), ..key },
+        Item { overtaken: overtaken(8, Why::Moved), ..mirror(now, TimeDelta::days(372)) },
+    ]
 }
 
 /// A token that was issued here and is in use.
@@ -60,7 +74,7 @@ fn deploy_key(now: Timestamp, expires_in: TimeDelta) -> Item {
         expires_at: Some(now + expires_in),
         ..Token::new(owner.id, token::Kind::Additional, "deploy key (CI)", now)
     };
-    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None }
+    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None, overtaken: None }
 }
 
 /// A token that is only watched, and that nobody has used for long.
@@ -75,7 +89,7 @@ fn mirror(now: Timestamp, expires_in: TimeDelta) -> Item {
         expires_at: Some(now + expires_in),
         ..Token::new(owner.id, token::Kind::Additional, "mirror, nightly", now)
     };
-    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None }
+    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None, overtaken: None }
 }
 
 fn owner() -> Owner {
@@ -128,10 +142,23 @@ pub(super) fn known(language: &Language) -> Result<Vec<(Kind, Value)>, minijinja
             let replaced_by = Some(item.token.id);
             let scopes = vec!["scope".to_owned(); 30];
             let token = Token { last_used_at: None, hint: None, scopes, replaced_by, ..item.token.clone() };
-            Item { token, change: item.change.as_ref().map(|_| Change { before: None, by: None }), ..item.clone() }
+            Item { token, change: item.change.as_ref().map(|_| Change { before: None }), ..item.clone() }
         };
         let bare: Vec<Item> = items.iter().map(bare).collect();
         add(kind, &bare, None)?;
+        let mut and_corrected = items.clone();
+        and_corrected.extend(corrected(now));
+        for (item, why) in corrected(now).into_iter().zip([Why::Revoked, Why::Unlimited]) {
+            let overtaken = item.overtaken.map(|overtaken| Overtaken { why, ..overtaken });
+            let expires_at = item.token.expires_at.filter(|_| why != Why::Unlimited);
+            and_corrected.push(Item { token: Token { expires_at, ..item.token }, overtaken, ..item });
+        }
+        add(kind, &and_corrected, link.as_ref())?;
+        if kind == Kind::Correction {
+            for item in &and_corrected {
+                add(kind, std::slice::from_ref(item), link.as_ref())?;
+            }
+        }
     }
     let held = |urgent, next_deadline| Alert::Held { messages: 2, since: now, next_deadline, urgent };
     let soon = Some(now + TimeDelta::hours(2));

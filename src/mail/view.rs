@@ -12,11 +12,12 @@ use minijinja::value::Value;
 use minijinja::{Error, context};
 
 use crate::clock::Timestamp;
+use crate::correction::Overtaken as Why;
 use crate::policy::Reason;
 use crate::token::{Contact, text};
 
 use super::clean::{one_line, unlinked};
-use super::letter::{Alert, Item};
+use super::letter::{Alert, Item, Overtaken};
 use super::manage_url::ManageUrl;
 use super::when::{Moment, days_left_in_week, exact};
 
@@ -51,12 +52,26 @@ pub struct Entry<'a> {
 }
 
 impl<'a> Entry<'a> {
+    fn of(item: &'a Item, deadline: Timestamp, zone: Tz, now: Timestamp) -> Self {
+        let moment = Moment::of_deadline(deadline, now, zone);
+        Self { item, zone, deadline, moment, expired: deadline <= now }
+    }
+
+    /// What stands in the reader's calendar: where what they were told no longer holds, the deadline that does, if there is one.
+    pub fn stands(&self, now: Timestamp) -> Option<Self> {
+        match self.item.overtaken {
+            None => Some(self.clone()),
+            Some(Overtaken { why: Why::Moved, .. }) => {
+                Some(Self::of(self.item, self.item.token.expires_at?, self.zone, now))
+            }
+            Some(_) => None,
+        }
+    }
+
     /// `None` where the token has no deadline: there is nothing to say about it.
     fn new(item: &'a Item, to: &Contact, now: Timestamp) -> Option<Self> {
-        let deadline = item.token.expires_at?;
-        let zone = to.time_zone.unwrap_or(item.owner.time_zone);
-        let moment = Moment::of_deadline(deadline, now, zone);
-        Some(Self { item, zone, deadline, moment, expired: deadline <= now })
+        let deadline = item.overtaken.map_or(item.token.expires_at, |overtaken| Some(overtaken.told))?;
+        Some(Self::of(item, deadline, to.time_zone.unwrap_or(item.owner.time_zone), now))
     }
 }
 
@@ -70,8 +85,8 @@ pub fn entries<'a>(items: &'a [Item], to: &Contact, now: Timestamp) -> Vec<Entry
     entries
 }
 
-/// What templates know of reminders: `own`, the tokens of the reader's owners, and `escalated`, those of owners that could
-/// not be told.
+/// What templates know of reminders: `own`, the tokens of the reader's owners, `corrected`, those of them of which something was
+/// said that no longer holds, and `escalated`, those of owners that could not be told.
 ///
 /// # Errors
 /// When `words` fails, which puts a token into words.
@@ -81,20 +96,34 @@ pub fn reminders(
     now: Timestamp,
     words: &impl Fn(&Value) -> Result<Value, Error>,
 ) -> Result<Reminders, Error> {
-    let (escalated, own): (Vec<_>, Vec<_>) = entries.iter().partition(|entry| entry.item.escalation.is_some());
+    let (escalated, own): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
+        entries.iter().partition(|entry| entry.item.escalation.is_some());
+    let (corrected, own): (Vec<&Entry<'_>>, Vec<&Entry<'_>>) =
+        own.into_iter().partition(|entry| entry.item.overtaken.is_some());
     let listed = |entries: &[&Entry<'_>]| -> Result<Vec<Value>, Error> {
-        let token = |entry: &&Entry<'_>| {
-            let token = token(entry, link, now);
-            Ok(context! { words => words(&token)?, ..token })
-        };
-        entries.iter().take(LISTED).map(token).collect()
+        entries.iter().take(LISTED).map(|entry| in_words(entry, link, now, words)).collect()
     };
-    let (own_listed, escalated_listed) = (listed(&own)?, listed(&escalated)?);
+    let (own_listed, corrected_listed, escalated_listed) = (listed(&own)?, listed(&corrected)?, listed(&escalated)?);
     let known = context! {
         own => part(&own, &own_listed, now),
+        corrected => part(&corrected, &corrected_listed, now),
         escalated => part(&escalated, &escalated_listed, now),
     };
     Ok(Reminders { known, own: own_listed })
+}
+
+/// What templates know of one token.
+///
+/// # Errors
+/// When `words` fails.
+pub fn in_words(
+    entry: &Entry<'_>,
+    link: Option<&ManageUrl>,
+    now: Timestamp,
+    words: &impl Fn(&Value) -> Result<Value, Error>,
+) -> Result<Value, Error> {
+    let token = token(entry, link, now);
+    Ok(context! { words => words(&token)?, ..token })
 }
 
 /// What templates know of reminders.
@@ -102,7 +131,7 @@ pub fn reminders(
 pub struct Reminders {
     /// All of it.
     pub known: Value,
-    /// Each of the reader's own tokens that the mail lists, in the order of its entry.
+    /// Each of the reader's own tokens that the mail lists and speaks of, in the order of its entry.
     pub own: Vec<Value>,
 }
 
@@ -142,7 +171,7 @@ fn part(entries: &[&Entry<'_>], listed: &[Value], now: Timestamp) -> Value {
 
 /// What templates know of one token, but for its words.
 fn token(entry: &Entry<'_>, link: Option<&ManageUrl>, now: Timestamp) -> Value {
-    let Item { token, owner, escalation, change, .. } = entry.item;
+    let Item { token, owner, escalation, change, overtaken, .. } = entry.item;
     let zone = entry.zone;
     let unused = match token.last_used_at {
         Some(at) => now - at >= UNUSED_AFTER,
@@ -174,7 +203,10 @@ fn token(entry: &Entry<'_>, link: Option<&ManageUrl>, now: Timestamp) -> Value {
         replaced => token.replaced_by.is_some(),
         change => change.as_ref().map(|change| context! {
             before => change.before.map(|before| moment(&Moment::of_deadline(before, now, zone))),
-            by => change.by.as_deref().map(shown),
+        }),
+        overtaken => overtaken.map(|overtaken| context! {
+            by => overtaken.why.as_str(),
+            deadline => token.expires_at.map(|at| moment(&Moment::of_deadline(at, now, zone))),
         }),
         why => escalation.map(why),
         link => link.and_then(|url| url.of(token)),

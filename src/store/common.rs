@@ -269,7 +269,7 @@ macro_rules! common_operations {
                 sqlx::query(
                     "UPDATE tokens \
                      SET description = $3, expires_at = $4, deadline_set_at = $5, generation = $6, unplanned = $7, \
-                         status = $8, ended_at = $9, replaced_by = $10, moved_from = $11 \
+                         status = $8, ended_at = $9, replaced_by = $10, moved_from = $11, uncorrected = $12 \
                      WHERE bucket = $1 AND id = $2",
                 )
                 .bind(id.bucket().column())
@@ -283,6 +283,7 @@ macro_rules! common_operations {
                 .bind(token.ended_at.map(At))
                 .bind(token.replaced_by.map(TokenId::uuid))
                 .bind(token.moved_from.map(At))
+                .bind(token.uncorrected)
                 .execute(&mut *tx)
                 .await?;
                 if let Some((successor, secret)) = &changed.successor {

@@ -47,6 +47,8 @@ impl ToExpire {
 pub struct ToRemind {
     /// Tokens whose deadline lies ahead are marked unplanned.
     pub marked: bool,
+    /// Contacts may have been told of a deadline that no longer holds.
+    pub uncorrected: bool,
     /// A guard holds messages.
     pub held: bool,
     /// When the last reconcile pass began.
@@ -73,7 +75,7 @@ impl ToRemind {
     /// Whether a pass with these leads, by the same policies as the last one, finds nothing to do.
     pub fn is_nothing(&self, leads: &[Lead], now: Timestamp) -> bool {
         let quiet = |lead: &Lead| self.known(*lead, now).is_some() && !self.crossed.contains(lead);
-        !self.marked && !self.held && !self.has_others(leads) && leads.iter().all(quiet)
+        !self.marked && !self.uncorrected && !self.held && !self.has_others(leads) && leads.iter().all(quiet)
     }
 }
 
@@ -111,14 +113,14 @@ impl From<ToExpireRow> for ToExpire {
 /// A row of the answer about `remind`, one for each watermark: lead, instant, token, whether tokens have crossed it, and
 /// what all rows say alike.
 pub(super) type ToRemindRow =
-    (Option<i64>, Option<At>, Option<uuid::Uuid>, bool, bool, bool, Option<At>, Option<String>);
+    (Option<i64>, Option<At>, Option<uuid::Uuid>, bool, bool, bool, bool, Option<At>, Option<String>);
 
 impl FromIterator<ToRemindRow> for ToRemind {
     fn from_iter<I: IntoIterator<Item = ToRemindRow>>(rows: I) -> Self {
         let mut due = Self::default();
-        for (lead, instant, token, crossed, marked, held, reconciled_at, policies) in rows {
+        for (lead, instant, token, crossed, marked, uncorrected, held, reconciled_at, policies) in rows {
             (due.marked, due.held, due.reconciled_at) = (marked, held, reconciled_at.map(|at| at.0));
-            due.policies = policies;
+            (due.uncorrected, due.policies) = (uncorrected, policies);
             let Some(((lead, instant), token)) = lead.zip(instant).zip(token) else { continue };
             let lead = Lead::from_seconds(lead);
             due.watermarks.insert(lead, Watermark { instant: instant.0, token });
@@ -170,7 +172,7 @@ macro_rules! due_operations {
             async fn to_remind(&self, now: Timestamp) -> Result<ToRemind> {
                 self.within(async move {
                     let mut connection = self.acquire_reader().await?;
-                    // Indexes tokens_deadline, tokens_unplanned and messages_held_deadline.
+                    // Indexes tokens_deadline, tokens_unplanned, tokens_uncorrected and messages_held_deadline.
                     let rows: Vec<ToRemindRow> = sqlx::query_as(concat!(
                         "SELECT watermarks.lead, watermarks.instant, watermarks.token_id, \
                             (SELECT 1 FROM tokens \
@@ -183,6 +185,7 @@ macro_rules! due_operations {
                             (SELECT 1 FROM tokens \
                              WHERE unplanned AND status = 'active' AND expires_at > $1 \
                              ORDER BY expires_at, id LIMIT 1) IS NOT NULL AS marked, \
+                            (SELECT 1 FROM tokens WHERE uncorrected ORDER BY id LIMIT 1) IS NOT NULL AS uncorrected, \
                             (SELECT 1 FROM messages WHERE state = 'held' ORDER BY not_before LIMIT 1) IS NOT NULL AS held, \
                             (SELECT finished_at FROM jobs WHERE bucket = 0 AND name = $2) AS reconciled_at, \
                             (SELECT policies FROM jobs WHERE bucket = 0 AND name = 'remind') AS policies \

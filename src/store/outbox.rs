@@ -201,7 +201,7 @@ pub struct Waiting {
     pub sending: u64,
     /// To be tried again.
     pub retry: u64,
-    /// When the oldest of them was opened.
+    /// Since when the oldest of them waits: one that collects, since it may go, which may lie ahead.
     pub oldest: Option<Timestamp>,
 }
 
@@ -260,7 +260,8 @@ pub trait Outbox {
         now: Timestamp,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// When the oldest message was opened that still waits. Looks at all that wait: not for the hot path.
+    /// Since when the oldest message waits; one that collects, since it may go, which may lie ahead. Looks at all that wait: not for
+    /// the hot path.
     ///
     /// # Errors
     /// When the store fails.
@@ -322,12 +323,13 @@ pub(super) const FALLBACK: &str = "SELECT c.contact_id \
      JOIN owner_contacts c ON c.bucket = o.bucket AND c.owner_id = o.id \
      WHERE o.bucket = $1 AND o.key = $2";
 
-/// When the oldest message was opened that still waits.
-pub(super) const OLDEST_WAITING: &str =
-    "SELECT MIN(created_at) FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
+/// Since when the oldest message waits: one that collects, since it may go.
+pub(super) const OLDEST_WAITING: &str = "SELECT MIN(CASE WHEN state = 'open' THEN not_before ELSE created_at END) \
+     FROM messages WHERE state IN ('open', 'held', 'retry', 'sending')";
 
 /// The messages that can be claimed sooner or later, by state: all of the index `messages_queue`, and nothing else.
-pub(super) const WAITING: &str = "SELECT state, COUNT(*), MIN(created_at) FROM messages \
+pub(super) const WAITING: &str = "SELECT state, COUNT(*), MIN(CASE WHEN state = 'open' THEN not_before ELSE created_at END) \
+     FROM messages \
      WHERE bucket BETWEEN 0 AND 255 AND state IN ('open', 'retry', 'sending') \
      GROUP BY state";
 
@@ -381,8 +383,6 @@ impl Queue {
     }
 }
 
-impl Delivery {
-    /// The state that a message goes to.
 /// Takes what is not settled of a message that was put off from it.
 pub(super) const DETACH: &str = "UPDATE reminders SET message_id = NULL WHERE bucket = $1 AND message_id = $2 AND contact_id = $3 AND state = 'pending'";
 
@@ -396,6 +396,8 @@ pub(super) fn put_off<'a>(
     ours.filter_map(|(message, record)| Some((*message, until(record)?))).collect()
 }
 
+impl Delivery {
+    /// The state that a message goes to.
     pub(super) fn state(&self) -> MessageState {
         match self {
             Self::Sent(_) => MessageState::Sent,
@@ -409,9 +411,9 @@ pub(super) fn put_off<'a>(
     pub(super) fn reply(&self) -> Option<&str> {
         match self {
             Self::Sent(reply) | Self::Failed(reply) | Self::Retry { reply, .. } => Some(reply),
+            Self::PutOff { .. } => Some("left to a later message: the contact was sent another just now"),
             Self::Cancelled => None,
         }
-            Self::PutOff { .. } => Some("left to a later message: the contact was sent another just now"),
     }
 
     /// How many attempts it adds.

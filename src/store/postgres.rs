@@ -5,6 +5,7 @@
 //! which dies silently cannot hold anything for ever.
 
 mod bounces;
+mod corrections;
 mod imports;
 mod ledger;
 mod lines;
@@ -27,8 +28,8 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
-use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::common_rows::common_rows;
+use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
@@ -374,9 +375,9 @@ impl Store for Postgres {
     }
 }
 
-common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
 common_rows!(sqlx::Postgres, lock = " FOR UPDATE");
 job_operations!(Postgres, sqlx::Postgres);
+common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
 common_messages!(
     Postgres,
     sqlx::Postgres,

@@ -167,6 +167,7 @@ row! {
         deadline_set_at: At,
         generation: i32,
         unplanned: bool,
+        uncorrected: bool,
         last_used_at: Option<At>,
         status: String,
         ended_at: Option<At>,
@@ -178,8 +179,8 @@ row! {
 macro_rules! token_columns {
     () => {
         "t.id, t.owner_id, t.kind, t.description, t.scopes, t.secret_hash IS NOT NULL AS issued, t.external_id, t.source, \
-         t.hint, t.created_at, t.expires_at, t.moved_from, t.deadline_set_at, t.generation, t.unplanned, t.last_used_at, t.status, \
-         t.ended_at, t.replaced_by"
+         t.hint, t.created_at, t.expires_at, t.moved_from, t.deadline_set_at, t.generation, t.unplanned, t.uncorrected, t.last_used_at, \
+         t.status, t.ended_at, t.replaced_by"
     };
 }
 pub(super) use token_columns;
@@ -204,6 +205,7 @@ impl TryFrom<TokenRow> for Token {
             deadline_set_at: row.deadline_set_at.0,
             generation: row.generation,
             unplanned: row.unplanned,
+            uncorrected: row.uncorrected,
             last_used_at: row.last_used_at.map(|at| at.0),
             status: word("tokens", "status", row.id, &row.status)?,
             ended_at: row.ended_at.map(|at| at.0),
@@ -336,8 +338,6 @@ pub(super) fn addressees(rows: Vec<(Uuid, Option<String>, Option<At>)>) -> HashM
     rows.into_iter().map(addressee).collect()
 }
 
-/// Rows of two ids as lists.
-pub(super) fn grouped<A: From<Uuid> + Eq + Hash>(rows: Vec<(Uuid, Uuid)>) -> HashMap<A, Vec<ContactId>> {
 /// Of contacts and when they were last sent reminders: those that were within a span of time, and the others. One that lies in the
 /// future was sent by a wrong clock, and counts for nothing.
 pub(super) fn mailed_since(
@@ -355,6 +355,8 @@ pub(super) fn mailed_since(
     (before, free)
 }
 
+/// Rows of two ids as lists.
+pub(super) fn grouped<A: From<Uuid> + Eq + Hash>(rows: Vec<(Uuid, Uuid)>) -> HashMap<A, Vec<ContactId>> {
     let mut grouped: HashMap<A, Vec<ContactId>> = HashMap::new();
     for (of, contact) in rows {
         grouped.entry(of.into()).or_default().push(contact.into());

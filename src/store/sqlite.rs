@@ -5,6 +5,7 @@
 //! makes a commit survive a power cut. The file is made readable by its owner alone.
 
 mod bounces;
+mod corrections;
 mod imports;
 mod ledger;
 mod outbox;
@@ -29,8 +30,8 @@ use super::accounts::{
 };
 use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
-use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::common_rows::common_rows;
+use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
@@ -278,9 +279,9 @@ impl Store for Sqlite {
     }
 }
 
-common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
 common_rows!(sqlx::Sqlite, lock = "");
 job_operations!(Sqlite, sqlx::Sqlite);
+common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");
 report_operations!(Sqlite);

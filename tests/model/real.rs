@@ -259,7 +259,10 @@ impl<B: Backend> Real<B> {
                 assert_eq!(recorded, [true], "the lease is ours");
             }
         }
-        let waiting = world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'pending'").await;
+        // Word that corrects what was said waits for other mail.
+        let waiting = Lead::MOVED.seconds();
+        let waiting = format!("SELECT COUNT(*) FROM reminders WHERE state = 'pending' AND lead < {waiting}");
+        let waiting = world.backend.count(&waiting).await;
         assert_eq!(waiting, 0, "all that was due was sent");
     }
 
@@ -303,10 +306,10 @@ impl<B: Backend> Real<B> {
         let mut lines = BTreeSet::new();
         for (token, id) in &self.tokens {
             for row in self.world.store.history(*id).await.expect("a read") {
-                // Word of a moved deadline is no reminder: the naive account knows of none.
+                // Word of a deadline that moved or no longer holds is no reminder: the naive account knows of none.
                 let settled =
                     matches!(row.state, ReminderState::Sent | ReminderState::Unreachable | ReminderState::Stale);
-                if !settled || row.lead == Lead::CHANGED {
+                if !settled || row.lead >= Lead::CHANGED {
                     continue;
                 }
                 let to = row.address.map(|address| {

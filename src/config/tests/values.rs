@@ -40,6 +40,7 @@ fn lead_times_are_positive_and_given_once() {
 #[test]
 fn retentions_are_positive_and_stale_after_may_be_zero() {
     refused("[retention]\nmessages = \"0s\"\n", &["longer than zero"]);
+    refused("[retention]\nended_tokens = \"29d\"\n", &["retention.ended_tokens", "less than 30d"]);
     let settings = load("[reminders]\nstale_after = \"0s\"\n");
     assert_eq!(settings.reminders.stale_after, TimeDelta::zero());
 }

@@ -1,5 +1,6 @@
 //! One attempt at a message: what it still has to say, and sending that under its lease.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -7,13 +8,13 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tokio::task::JoinHandle;
 
-use super::{LEASE, Terms};
+use super::{LEASE, Said, Terms};
 use crate::clock::{Clock, Timestamp};
-use crate::escalation::Carried;
 use crate::correction::{Correction, correct};
 use crate::digest::{Ahead, Digest, Waiting};
+use crate::escalation::Carried;
 use crate::mail::compose::{ComposeError, Composed, Composer};
-use crate::mail::letter::{Alert, Change, Content, Item, Letter};
+use crate::mail::letter::{Alert, Change, Content, Item, Letter, Overtaken};
 use crate::mail::outcome::Happened;
 use crate::mail::transport::Transport;
 use crate::policies::{Group, Traits, group_of};
@@ -22,7 +23,7 @@ use crate::store::Store;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use crate::store::planning::{Facts, NewReminder};
-use crate::token::{ContactId, NEVER, Owner, Token};
+use crate::token::{ContactId, NEVER, Owner, Token, TokenId};
 
 /// With less than this left of its lease, a message is renewed before it is handed over.
 pub(super) const RENEW_WITHIN: TimeDelta = TimeDelta::minutes(3);
@@ -43,9 +44,9 @@ pub(super) struct Attempt {
     pub(super) settled: Vec<Settled>,
     /// What is told to whoever is the fallback now, in the place of an earlier one.
     pub(super) passed_on: Vec<NewReminder>,
-    /// How long the message is ours.
     /// It goes not now, but with what is said from then on.
     pub(super) put_off: Option<Timestamp>,
+    /// How long the message is ours.
     pub(super) lease_until: Timestamp,
     /// What came of it; `None` while nothing did, and for a message that had nothing left to say.
     pub(super) happened: Option<Happened>,
@@ -57,12 +58,14 @@ impl Attempt {
     pub(super) fn new(
         message: ClaimedMessage,
         facts: &Facts,
+        said: &Said,
         alert: Option<Alert>,
         terms: &Terms,
         now: Timestamp,
     ) -> (Self, Option<Letter>) {
         let fallback = terms.fallback;
-        let Judged { speaking, mut settled, passed_on } = judge(&message, facts, &terms.groups, now);
+        let corrections = corrections(&message, facts, said, now);
+        let Judged { speaking, mut settled, passed_on } = judge(&message, facts, &corrections, &terms.groups, now);
         let passed_on = match fallback.filter(|fallback| *fallback != message.contact.id) {
             Some(fallback) => {
                 passed_on.iter().map(|said| said.reminder.escalated(fallback, said.reminder.reason)).collect()
@@ -80,7 +83,9 @@ impl Attempt {
             let content = match alert.filter(|_| fallback == Some(message.contact.id)) {
                 Some(alert) => Some(Content::Alert(alert)),
                 None if speaking.is_empty() => None,
-                None => Some(Content::Reminders(speaking.iter().filter_map(|said| item(said, facts)).collect())),
+                None => Some(Content::Reminders(
+                    speaking.iter().filter_map(|said| item(said, facts, &corrections)).collect(),
+                )),
             };
             letter = content.map(|content| Letter { message: message.id, to: message.contact.clone(), content });
         }
@@ -183,14 +188,29 @@ impl Mail {
     }
 }
 
-fn item(said: &Carried, facts: &Facts) -> Option<Item> {
+/// What must be told of each token because what was said of it before no longer holds.
+type Corrections = HashMap<TokenId, Correction>;
+
+fn corrections(message: &ClaimedMessage, facts: &Facts, said: &Said, now: Timestamp) -> Corrections {
+    let corrections = message.reminders.iter().filter(|reminder| reminder.claimed.lead.corrects());
+    let correction = |id: TokenId| {
+        let (token, _) = facts.tokens.get(&id)?;
+        let said = said.get(&(message.contact.id, id)).map_or(&[][..], Vec::as_slice);
+        Some((id, correct(token, said, Some(message.id), now)?))
+    };
+    corrections.filter_map(|reminder| correction(reminder.token)).collect()
+}
+
+fn item(said: &Carried, facts: &Facts, corrections: &Corrections) -> Option<Item> {
     let (token, owner) = facts.tokens.get(&said.reminder.token)?.clone();
     let why = said.reminder.reason.unwrap_or(Reason::NoContact);
     let escalation = said.reminder.escalation.then_some(why);
     let lead = said.reminder.claimed.lead;
     let before = token.moved_from.filter(|before| *before < NEVER);
-    let change = (lead == Lead::CHANGED).then_some(Change { before, by: None });
-    Some(Item { token, owner, lead, escalation, change })
+    let change = (lead == Lead::CHANGED).then_some(Change { before });
+    let correction = corrections.get(&token.id).filter(|correction| correction.lead == lead);
+    let overtaken = correction.map(|correction| Overtaken { told: correction.told, why: correction.why });
+    Some(Item { token, owner, lead, escalation, change, overtaken })
 }
 
 /// What a message carries, sorted.
@@ -204,7 +224,13 @@ struct Judged {
 }
 
 /// Sorts what a message carries into what is still true and what is not.
-fn judge(message: &ClaimedMessage, facts: &Facts, groups: &[Group], now: Timestamp) -> Judged {
+fn judge(
+    message: &ClaimedMessage,
+    facts: &Facts,
+    corrections: &Corrections,
+    groups: &[Group],
+    now: Timestamp,
+) -> Judged {
     let (mut speaking, mut settled, mut passed_on) = (Vec::new(), Vec::new(), Vec::new());
     for reminder in &message.reminders {
         let known = facts.tokens.get(&reminder.token);
@@ -220,7 +246,12 @@ fn judge(message: &ClaimedMessage, facts: &Facts, groups: &[Group], now: Timesta
                 || is_told(groups, token, owner, message.contact.id)
         });
         let verdict = recheck(reminder.claimed, known.map(|(token, _)| token), now);
+        let lead = reminder.claimed.lead;
+        let corrects = corrections.get(&reminder.token).is_some_and(|correction| correction.lead == lead);
         match verdict {
+            Verdict::Speak if lead.corrects() && !corrects => {
+                settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NothingToCorrect)));
+            }
             Verdict::Speak if may_hear => speaking.push(said),
             Verdict::Speak => {
                 settled.push(said.settled(ReminderState::Cancelled, Some(Reason::NoLongerContact)));

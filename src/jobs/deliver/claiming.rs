@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::attempt::{Attempt, untried};
-use super::{LEASE, Terms};
+use super::{LEASE, Said, Terms, said};
 use crate::clock::{Clock, Timestamp};
 use crate::mail::letter::{Alert, Letter};
 use crate::store::outbox::{ClaimedMessage, MessageKind, Record};
@@ -61,7 +61,7 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
             .collect();
         asked.sort_unstable();
         asked.dedup();
-        let (facts, alerts) = match self.read(&claimed, &asked).await {
+        let (facts, said, alerts) = match self.read(&claimed, &asked).await {
             Ok(read) => read,
             Err(error) => return self.give_back(claimed, error),
         };
@@ -69,7 +69,7 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
         let mut checked = Vec::with_capacity(messages);
         for (message, alert) in claimed.into_iter().zip(alerts) {
             let facts = facts.get(&message.contact.id).unwrap_or(&nothing);
-            checked.push(Attempt::new(message, facts, alert, &self.terms, now));
+            checked.push(Attempt::new(message, facts, &said, alert, &self.terms, now));
         }
         if let Some(interval) = self.terms.digest.min_interval
             && let Err(error) = self.space(&mut checked, &facts, interval, now).await
@@ -128,13 +128,14 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
         &self,
         claimed: &[ClaimedMessage],
         asked: &[(ContactId, TokenId)],
-    ) -> Result<(HashMap<ContactId, Facts>, Vec<Option<Alert>>)> {
+    ) -> Result<(HashMap<ContactId, Facts>, Said, Vec<Option<Alert>>)> {
         let facts = self.store.facts(asked).await?;
+        let said = said(&self.store, claimed, self.clock.now()).await?;
         let mut alerts = Vec::with_capacity(claimed.len());
         for message in claimed {
             alerts.push(self.alert(message.kind, self.clock.now()).await?);
         }
-        Ok((facts, alerts))
+        Ok((facts, said, alerts))
     }
 
     /// What an alert of this kind says now; `None` where it is no longer true, and for other messages.

@@ -1,12 +1,12 @@
 //! What would become of a message, were it claimed now and taken by the mail server.
 
-use super::Terms;
 use super::attempt::Attempt;
+use super::{Said, Terms};
 use crate::clock::Timestamp;
 use crate::escalation::escalations;
 use crate::mail::letter::{Alert, Content};
 use crate::policy::Reason;
-use crate::store::outbox::ClaimedMessage;
+use crate::store::outbox::{ClaimedMessage, MessageKind};
 use crate::store::planning::{Facts, NewReminder};
 use crate::store::{Result, Store};
 
@@ -38,7 +38,7 @@ pub(in crate::jobs) struct Known<'a> {
 pub(in crate::jobs) async fn foresee<S: Store>(
     store: &S,
     message: ClaimedMessage,
-    facts: &Facts,
+    known: Known<'_>,
     alert: Option<Alert>,
     terms: &Terms,
     now: Timestamp,

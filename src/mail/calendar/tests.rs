@@ -13,7 +13,16 @@ fn now() -> Timestamp {
 fn token(generation: i32) -> Token {
     let owner = OwnerId::from(Uuid::from_u128(0xa000));
     let id = Uuid::from_u128(0xb000).into();
-    Token { id, generation, ..Token::new(owner, Kind::Additional, "deploy key", now()) }
+    let expires_at = Some(now() + TimeDelta::days(7));
+    Token { id, generation, expires_at, ..Token::new(owner, Kind::Additional, "deploy key", now()) }
+}
+
+fn organizer() -> lettre::Address {
+    "tokens@example.org".parse().expect("an address")
+}
+
+fn publish(entries: &[Entry<'_>], organizer: &lettre::Address, now: Timestamp) -> String {
+    file(Method::Publish, entries, organizer, now)
 }
 
 fn entry<'a>(token: &'a Token, hours: i64, title: &str, text: &str) -> Entry<'a> {
@@ -50,10 +59,11 @@ fn instant_of(component: &ICalendarComponent, property: &ICalendarProperty) -> i
 #[test]
 fn a_deadline_is_an_entry_with_an_alarm() {
     let token = token(3);
-    let read = read(&file(&[entry(&token, 24 * 7, "deploy key, expires; soon\\", "one\ntwo")], "example.org", now()));
+    let read = read(&publish(&[entry(&token, 24 * 7, "deploy key, expires; soon\\", "one\ntwo")], &organizer(), now()));
     let [(event, alarm)] = read.as_slice() else { panic!("one entry") };
     assert_eq!(event.uid(), Some("token-00000000-0000-0000-0000-00000000b000@example.org"));
-    assert_eq!(number(event, &ICalendarProperty::Sequence), 3);
+    assert_eq!(number(event, &ICalendarProperty::Sequence), 12);
+    assert!(event.has_property(&ICalendarProperty::Organizer));
     assert_eq!(text(event, &ICalendarProperty::Summary), "deploy key, expires; soon\\");
     assert_eq!(text(event, &ICalendarProperty::Description), "one\ntwo");
     assert_eq!(instant_of(event, &ICalendarProperty::Dtstart), (now() + TimeDelta::days(7)).timestamp());
@@ -64,8 +74,8 @@ fn a_deadline_is_an_entry_with_an_alarm() {
 #[test]
 fn a_changed_deadline_moves_the_entry() {
     let (before, after) = (token(0), token(1));
-    let first = read(&file(&[entry(&before, 24 * 7, "x", "")], "example.org", now()));
-    let second = read(&file(&[entry(&after, 24 * 9, "x", "")], "example.org", now() + TimeDelta::hours(1)));
+    let first = read(&publish(&[entry(&before, 24 * 7, "x", "")], &organizer(), now()));
+    let second = read(&publish(&[entry(&after, 24 * 9, "x", "")], &organizer(), now() + TimeDelta::hours(1)));
     let (first, second) = (&first[0].0, &second[0].0);
     assert_eq!(first.uid(), second.uid());
     assert!(number(first, &ICalendarProperty::Sequence) < number(second, &ICalendarProperty::Sequence));
@@ -73,9 +83,18 @@ fn a_changed_deadline_moves_the_entry() {
 }
 
 #[test]
+fn what_is_withdrawn_has_no_alarm() {
+    let token = token(0);
+    let file = file(Method::Cancel, &[entry(&token, 24 * 7, "x", "")], &organizer(), now());
+    let calendar = ICalendar::parse(&file).expect("a calendar");
+    assert!(calendar.components.iter().all(|it| it.component_type != ICalendarComponentType::VAlarm), "{file}");
+    assert!(file.contains("\r\nMETHOD:CANCEL\r\n") && file.contains("\r\nSTATUS:CANCELLED\r\n"), "{file}");
+}
+
+#[test]
 fn the_alarm_comes_a_day_before_or_an_hour_where_less_is_left() {
     let token = token(0);
-    let file_in = |hours| file(&[entry(&token, hours, "x", "")], "example.org", now());
+    let file_in = |hours| publish(&[entry(&token, hours, "x", "")], &organizer(), now());
     assert!(file_in(25).contains("\r\nTRIGGER:-P1D\r\n"));
     assert!(file_in(24).contains("\r\nTRIGGER:-PT1H\r\n"));
 }
@@ -84,7 +103,7 @@ proptest! {
     #[test]
     fn any_text_is_read_back(title in "[^\\p{C}\\p{Z}\\s]([^\\p{C}\\s]| )*", text in "([^\\p{C}\\s]|[ \n])*[a-z]") {
         let token = token(0);
-        let file = file(&[entry(&token, 48, &title, &text)], "example.org", now());
+        let file = publish(&[entry(&token, 48, &title, &text)], &organizer(), now());
         for line in file.split_inclusive("\r\n") {
             prop_assert!(line.len() <= LINE + 2 && line.ends_with("\r\n"), "{line:?}");
         }

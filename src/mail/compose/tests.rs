@@ -5,8 +5,8 @@ use unicode_width::UnicodeWidthStr;
 use uuid::Uuid;
 
 use super::*;
-use crate::mail::letter::Change;
-use crate::mail::view::LISTED;
+use crate::correction::Overtaken as Why;
+use crate::mail::letter::{Change, Overtaken};
 use crate::mail::wrap::COLUMNS;
 use crate::policy::{Lead, Reason};
 use crate::token::{Address, Contact, Kind, MessageId, Owner, OwnerId, Status, Token, TokenId};
@@ -52,12 +52,19 @@ fn item(number: u128, description: &str, expires_at: Timestamp) -> Item {
         deadline_set_at: now() - TimeDelta::days(83),
         generation: 0,
         unplanned: false,
+        uncorrected: false,
         last_used_at: None,
         status: Status::Active,
         ended_at: None,
         replaced_by: None,
     };
-    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None }
+    Item { token, owner, lead: Lead::new(TimeDelta::days(7)), escalation: None, change: None, overtaken: None }
+}
+
+/// The same where the reader was told of a deadline in 3 days, and the token was replaced since.
+fn overtaken(item: &Item) -> Item {
+    let overtaken = Overtaken { told: now() + TimeDelta::days(3), why: Why::Replaced };
+    Item { overtaken: Some(overtaken), ..item.clone() }
 }
 
 /// 23:00 UTC on the 31st is the end of that day in Berlin.
@@ -82,20 +89,20 @@ struct Read {
     text: String,
     html: String,
     head: String,
-    calendar: Option<String>,
+    calendars: Vec<String>,
 }
 
 fn read(bytes: &[u8]) -> Read {
     let parsed: Parsed<'_> = MessageParser::default().parse(bytes).expect("a mail");
     assert_eq!((parsed.text_body_count(), parsed.html_body_count()), (1, 1));
-    assert!(parsed.attachment_count() <= 1, "a calendar file at most");
+    assert!(parsed.attachment_count() <= 2, "calendar files at most");
     let raw = String::from_utf8_lossy(bytes);
     Read {
         subject: parsed.subject().expect("a subject").to_owned(),
         text: parsed.body_text(0).expect("a text").replace("\r\n", "\n"),
         html: parsed.body_html(0).expect("HTML").into_owned(),
         head: raw.split_once("\r\n\r\n").expect("a head").0.to_owned(),
-        calendar: parsed.attachment(0).map(|part| part.text_contents().expect("a calendar file").to_owned()),
+        calendars: parsed.attachments().map(|part| part.text_contents().expect("a calendar file").to_owned()).collect(),
     }
 }
 
@@ -352,9 +359,9 @@ fn hostile_texts_become_neither_headers_nor_links_nor_markup() {
     item.token.scopes = vec![hostile.into()];
     item.token.hint = Some(hostile.into());
     item.token.external_id = Some(hostile.into());
-    item.change = Some(Change { before: None, by: Some(hostile.into()) });
+    item.change = Some(Change { before: None });
     let escalated = Item { escalation: Some(Reason::NoContact), ..item.clone() };
-    let mail = compose(vec![item, escalated]);
+    let mail = compose(vec![overtaken(&item), item, escalated]);
     check(&mail);
     assert!(mail.text.contains("{{ 7 * 7"), "a template in a description is a text");
     assert!(mail.html.contains("&lt;img src=x onerror=alert(1)&gt;"));
@@ -388,15 +395,20 @@ fn check(mail: &Read) {
     }
     let names =
         ["BEGIN", "VERSION", "PRODID", "METHOD", "UID", "SEQUENCE", "DTSTAMP", "DTSTART", "SUMMARY", "DESCRIPTION"];
-    let names: Vec<&str> = names.into_iter().chain(["URL", "TRANSP", "ACTION", "TRIGGER", "END"]).collect();
-    let calendar = mail.calendar.as_deref().unwrap_or_default();
-    for line in calendar.split_terminator("\r\n").filter(|line| !line.starts_with(' ')) {
+    let names: Vec<&str> =
+        names.into_iter().chain(["ORGANIZER", "STATUS", "URL", "TRANSP", "ACTION", "TRIGGER", "END"]).collect();
+    for calendar in &mail.calendars {
+        assert!(calcard::icalendar::ICalendar::parse(calendar).is_ok(), "{calendar:?}");
+    }
+    for line in mail
+        .calendars
+        .iter()
+        .flat_map(|calendar| calendar.split_terminator("\r\n"))
+        .filter(|line| !line.starts_with(' '))
+    {
         let name = line.split(':').next().unwrap_or_default();
         assert!(names.contains(&name) && !line.contains(hidden), "{line:?}");
         assert!(name != "URL" || line.starts_with(&format!("URL:{LINK}")), "{line:?}");
-    }
-    if mail.calendar.is_some() {
-        assert!(calcard::icalendar::ICalendar::parse(calendar).is_ok(), "{calendar:?}");
     }
     for link in mail.html.split("href=\"").skip(1) {
         assert!(link.starts_with("https:&#x2f;&#x2f;tokens.example.org&#x2f;"), "{link}");
@@ -429,7 +441,8 @@ proptest! {
         scope in hostile_text(),
         hint in hostile_text(),
         external_id in hostile_text(),
-        by in prop::option::of(hostile_text()),
+        changed: bool,
+        corrected: bool,
         escalated: bool,
         german: bool,
         sender in hostile_text(),
@@ -443,12 +456,14 @@ proptest! {
         item.token.hint = Some(hint);
         item.token.external_id = Some(external_id);
         item.escalation = escalated.then_some(Reason::Undeliverable);
-        item.change = by.map(|by| Change { before: None, by: Some(by) });
+        item.change = changed.then_some(Change { before: None });
         item.owner.locale = if german { "de" } else { "en" }.into();
         let mut from: Mailbox = "lapsed@example.org".parse().expect("a mailbox");
         from.name = Some(sender);
         let composer = Composer::new(from, Some("help@example.org".parse().expect("a mailbox")), Some(format!("{LINK}{{external_id}}")));
-        let mut letter = letter(vec![item]);
+        let mut items = vec![item.clone()];
+        items.extend(corrected.then(|| overtaken(&item)));
+        let mut letter = letter(items);
         let composer = composer.expect("a composer");
         if let Some(address) = address {
             let mut hostile = letter.clone();

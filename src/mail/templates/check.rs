@@ -1,7 +1,7 @@
 //! Finds what is wrong with an operator's templates before a mail does.
 //!
 //! Two looks at each file. The first reads it: every variable that it takes from outside must be known, and so must every
-//! field of what is known by name (`own`, `escalated`, `token`, and `at` for instants). The second renders every sample
+//! field of what is known by name (`own`, `corrected`, `escalated`, `token`, and `at` for instants). The second renders every sample
 //! letter in every language, and so finds what has another name or depends on what happens. Neither runs for templates that
 //! are built in.
 
@@ -140,7 +140,7 @@ fn unknown_field<'a>(parts: &[&'a str], samples: &[&Value]) -> Option<(&'a str, 
 /// What a name stands for in a sample. In loops and macros a token is called `token`, and an instant `at`.
 fn named(known: &Value, name: &str) -> Option<Value> {
     let token = || {
-        let parts = ["own", "escalated"].into_iter().filter_map(|part| known.get_attr(part).ok());
+        let parts = ["own", "corrected", "escalated"].into_iter().filter_map(|part| known.get_attr(part).ok());
         let mut first = parts.filter_map(|part| part.get_attr("first").ok());
         first.find(|first| first.kind() == ValueKind::Map)
     };

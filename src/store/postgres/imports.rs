@@ -65,7 +65,9 @@ impl Imports for Postgres {
 
     async fn end_unseen(&self, run: &ImportRun, bucket: Bucket) -> Result<u64> {
         let ended = sqlx::query(
-            "UPDATE tokens SET status = 'revoked', ended_at = $4, unplanned = FALSE \
+            "UPDATE tokens \
+             SET status = 'revoked', ended_at = $4, unplanned = FALSE, \
+                 uncorrected = (uncorrected OR expires_at IS NOT NULL) \
              WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS DISTINCT FROM $3 \
                AND (expires_at IS NULL OR expires_at > $4)",
         )
@@ -89,9 +91,9 @@ async fn import_batch(tx: &mut Transaction<'_, Pg>, run: &ImportRun, rows: &[Imp
     merged.new.sort_unstable_by_key(|token| (token.id.bucket(), token.owner, token.id));
     insert(tx, run, &merged.new).await?;
     let written = update(tx, run, &merged).await?;
+    watch(tx, &with_watchers(&rows, &merged.outcomes), &owners).await?;
     Ok(merged.outcomes(&written, &taken))
 }
-    watch(tx, &with_watchers(&rows, &merged.outcomes), &owners).await?;
 
 /// Which of the batch's tokens that ended too long ago to be kept are here all the same.
 async fn long_ended_here(
@@ -298,12 +300,12 @@ async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) 
         "UPDATE tokens t \
          SET description = n.description, expires_at = n.expires_at, deadline_set_at = n.deadline_set_at, \
              generation = n.generation, unplanned = n.unplanned, last_used_at = n.last_used_at, status = n.status, \
-             ended_at = n.ended_at, moved_from = n.moved_from, source = $14, import_run = $15 \
+             ended_at = n.ended_at, moved_from = n.moved_from, uncorrected = n.uncorrected, source = $14, import_run = $15 \
          FROM UNNEST($1::smallint[], $2::uuid[], $3::integer[], $4::text[], $5::timestamptz[], $6::text[], \
                      $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::boolean[], $11::timestamptz[], \
-                     $12::text[], $13::timestamptz[], $16::timestamptz[]) \
+                     $12::text[], $13::timestamptz[], $16::timestamptz[], $17::boolean[]) \
              AS n (bucket, id, old_generation, old_status, old_expires_at, description, expires_at, deadline_set_at, \
-                   generation, unplanned, last_used_at, status, ended_at, moved_from) \
+                   generation, unplanned, last_used_at, status, ended_at, moved_from, uncorrected) \
          WHERE t.bucket = n.bucket AND t.id = n.id AND t.generation = n.old_generation AND t.status = n.old_status \
            AND t.expires_at IS NOT DISTINCT FROM n.old_expires_at \
          RETURNING t.id",
@@ -324,6 +326,7 @@ async fn update(tx: &mut Transaction<'_, Pg>, run: &ImportRun, merged: &Merged) 
     .bind(&run.source)
     .bind(run.id)
     .bind(new.iter().map(|t| t.moved_from).collect::<Vec<_>>())
+    .bind(new.iter().map(|t| t.uncorrected).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     Ok(written.into_iter().map(|(id,)| id).collect())

@@ -91,7 +91,8 @@ pub(in crate::store) struct BrokenMessage {
 impl BrokenMessage {
     /// What the fallback is told in its place.
     pub(in crate::store) fn escalations(&self, fallback: ContactId) -> Vec<NewReminder> {
-        let carried = self.reminders.iter().filter(|reminder| !reminder.escalation);
+        let escalated = |reminder: &&ClaimedReminder| !reminder.escalation && !reminder.claimed.lead.corrects();
+        let carried = self.reminders.iter().filter(escalated);
         carried.map(|reminder| reminder.escalated(fallback, Some(Reason::Undeliverable))).collect()
     }
 }

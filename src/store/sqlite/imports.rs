@@ -68,7 +68,8 @@ impl Imports for Sqlite {
     async fn end_unseen(&self, run: &ImportRun, bucket: Bucket) -> Result<u64> {
         let mut tx = self.begin().await?;
         let ended = sqlx::query(
-            "UPDATE tokens SET status = 'revoked', ended_at = $4, unplanned = 0 \
+            "UPDATE tokens \
+             SET status = 'revoked', ended_at = $4, unplanned = 0, uncorrected = uncorrected OR expires_at IS NOT NULL \
              WHERE bucket = $1 AND status = 'active' AND source = $2 AND import_run IS NOT $3 \
                AND (expires_at IS NULL OR expires_at > $4)",
         )
@@ -95,8 +96,8 @@ async fn import_batch(tx: &mut Transaction<'_, Lite>, run: &ImportRun, rows: &[I
     let merged = merge(run, &rows, &owners, &known);
     insert(tx, run, &merged.new).await?;
     let written = update(tx, run, &merged).await?;
-    Ok(merged.outcomes(&written, &taken))
     watch(tx, &with_watchers(&rows, &merged.outcomes), &owners).await?;
+    Ok(merged.outcomes(&written, &taken))
 }
 
 /// Which of the batch's tokens that ended too long ago to be kept are here all the same.
@@ -296,6 +297,7 @@ async fn update(tx: &mut Transaction<'_, Lite>, run: &ImportRun, merged: &Merged
                 new.status.as_str(),
                 seconds(new.ended_at),
                 seconds(new.moved_from),
+                i32::from(new.uncorrected),
             ),
         )
     }));
@@ -305,7 +307,7 @@ async fn update(tx: &mut Transaction<'_, Lite>, run: &ImportRun, merged: &Merged
              deadline_set_at = n.value ->> '$[5][2]', generation = n.value ->> '$[5][3]', \
              unplanned = n.value ->> '$[5][4]', last_used_at = n.value ->> '$[5][5]', \
              status = n.value ->> '$[5][6]', ended_at = n.value ->> '$[5][7]', \
-             moved_from = n.value ->> '$[5][8]', source = $2, import_run = $3 \
+             moved_from = n.value ->> '$[5][8]', uncorrected = n.value ->> '$[5][9]', source = $2, import_run = $3 \
          FROM json_each($1) AS n \
          WHERE t.bucket = n.value ->> 0 AND t.id = UNHEX(n.value ->> 1) AND t.generation = n.value ->> 2 \
            AND t.status = n.value ->> 3 AND t.expires_at IS n.value ->> 4 \

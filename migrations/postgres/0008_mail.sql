@@ -1,0 +1,3 @@
+-- Whether contacts may have been told of a deadline that no longer holds: the token was replaced or revoked, or its deadline moved.
+ALTER TABLE tokens ADD COLUMN uncorrected BOOLEAN NOT NULL DEFAULT FALSE;
+CREATE INDEX tokens_uncorrected ON tokens (id) WHERE uncorrected;
