@@ -18,9 +18,11 @@ macro_rules! files {
     };
 }
 
-const SQLITE_FILES: Files = files!["sqlite": 1 "initial", 2 "imports", 3 "outcomes", 4 "guards", 5 "when", 6 "ops"];
+const SQLITE_FILES: Files =
+    files!["sqlite": 1 "initial", 2 "imports", 3 "outcomes", 4 "guards", 5 "when", 6 "ops", 8 "mail"];
 
-const POSTGRES_FILES: Files = files!["postgres": 1 "initial", 2 "imports", 3 "outcomes", 4 "guards", 5 "when", 6 "ops"];
+const POSTGRES_FILES: Files =
+    files!["postgres": 1 "initial", 2 "imports", 3 "outcomes", 4 "guards", 5 "when", 6 "ops", 8 "mail"];
 
 /// Those of SQLite.
 pub(super) static SQLITE: LazyLock<Migrator> = LazyLock::new(|| migrator(SQLITE_FILES));
