@@ -59,13 +59,20 @@ const SESSION: &str = "SET statement_timeout = '60s'; \
 /// What a session is told besides where its commits need not wait for the disk.
 const RELAX: &str = "SET synchronous_commit = off";
 
+/// What a session is told besides where the plans of its statements do not depend on their arguments: each of these goes by
+/// a key, or along one index. Else PostgreSQL makes a plan for each execution, which takes longer than to execute it.
+const KEEP_PLANS: &str = "SET plan_cache_mode = force_generic_plan";
+
 /// Connections of one process.
 const CONNECTIONS: u32 = 12;
+
+/// Further ones, for what is asked most often.
+const READERS: u32 = 8;
 
 /// Further ones, whose commits do not wait for the disk.
 const RELAXED: u32 = 4;
 
-/// How many of them are kept out of the pool at most, for what is asked most often; the others are for everything else.
+/// How many of these are kept out of their pool at most.
 const KEPT: usize = 8;
 
 /// The same of the further ones.
@@ -96,6 +103,8 @@ pub struct Postgres {
 #[derive(Clone, Debug)]
 struct Pools {
     pool: PgPool,
+    /// Its statements keep their plans.
+    readers: PgPool,
     /// Its commits do not wait for the disk: for what may be lost in a crash of the server. (Leases may: a holder whose
     /// lease was lost with it no longer finds its own row, and writes nothing.)
     relaxed: PgPool,
@@ -106,7 +115,7 @@ struct Pools {
 impl Pools {
     /// Connects when it is used.
     fn new(options: &PgConnectOptions, generation: u64) -> Self {
-        let pool = |connections: u32, relaxed: bool| {
+        let pool = |connections: u32, besides: Option<&'static str>| {
             PgPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(PATIENT_CONNECT)
@@ -123,15 +132,20 @@ impl Pools {
                 .after_connect(move |connection, _| {
                     Box::pin(async move {
                         connection.execute(SESSION).await?;
-                        if relaxed {
-                            connection.execute(RELAX).await?;
+                        if let Some(besides) = besides {
+                            connection.execute(besides).await?;
                         }
                         Ok(())
                     })
                 })
                 .connect_lazy_with(options.clone())
         };
-        Self { pool: pool(CONNECTIONS, false), relaxed: pool(RELAXED, true), generation }
+        Self {
+            pool: pool(CONNECTIONS, None),
+            readers: pool(READERS, Some(KEEP_PLANS)),
+            relaxed: pool(RELAXED, Some(RELAX)),
+            generation,
+        }
     }
 }
 
@@ -272,11 +286,11 @@ impl Postgres {
         Ok(tx)
     }
 
-    /// A connection that was used a moment ago, or one of the pool.
+    /// A connection that was used a moment ago, or one of the pool, for what is asked most often.
     async fn acquire_reader(&self) -> Result<PoolConnection<sqlx::Postgres>> {
         match self.kept.take() {
             Some(connection) => Ok(connection),
-            None => Ok(self.pool().acquire().await?),
+            None => Ok(self.pools().readers.acquire().await?),
         }
     }
 
@@ -369,7 +383,8 @@ impl Store for Postgres {
         self.kept.clear();
         self.kept_relaxed.clear();
         self.lines.hang_up();
-        let Pools { pool, relaxed, .. } = self.pools();
+        let Pools { pool, readers, relaxed, .. } = self.pools();
+        readers.close().await;
         relaxed.close().await;
         pool.close().await;
     }

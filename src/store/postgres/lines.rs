@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Executor, PgConnection};
 
-use super::{PATIENT_CONNECT, SESSION};
+use super::{KEEP_PLANS, PATIENT_CONNECT, SESSION};
 use crate::store::Result;
 
 /// How many are kept that nobody uses.
@@ -19,9 +19,6 @@ const KEPT: usize = 4;
 
 /// For how long a line is kept that nobody uses: after a longer silence, what lies between may have forgotten it.
 const KEPT_FOR: Duration = Duration::from_secs(30);
-
-/// The plans of delivery's statements do not depend on their arguments: each goes by a key, or along one index.
-const KEEP_PLANS: &str = "SET plan_cache_mode = force_generic_plan";
 
 /// Connections that are kept; clones share them.
 #[derive(Clone, Debug)]
