@@ -286,14 +286,30 @@ impl Composer {
 /// A text that goes as it is where every mail server takes it so: ASCII, and no line too long. lettre would encode lines of
 /// more than 76 characters, of which HTML has many.
 fn part(kind: ContentType, text: String) -> SinglePart {
-    let is_plain =
-        text.is_ascii() && text.split('\n').all(|line| line.len() <= LONGEST_LINE) && !text.contains(['\0', '\r']);
-    let body = if is_plain {
-        Body::dangerous_pre_encoded(text.replace('\n', "\r\n").into_bytes(), ContentTransferEncoding::SevenBit)
-    } else {
-        Body::new(text)
+    let body = match as_it_is(&text) {
+        Some(bytes) => Body::dangerous_pre_encoded(bytes, ContentTransferEncoding::SevenBit),
+        None => Body::new(text),
     };
     SinglePart::builder().header(kind).body(body)
+}
+
+/// The text with the line ends of a mail; `None` where it must be encoded.
+fn as_it_is(text: &str) -> Option<Vec<u8>> {
+    if !text.is_ascii() {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(text.len() + text.len() / 16);
+    for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
+        let (line, ends) = line.strip_suffix(b"\n").map_or((line, false), |line| (line, true));
+        if line.len() > LONGEST_LINE || line.iter().any(|byte| matches!(byte, b'\0' | b'\r')) {
+            return None;
+        }
+        bytes.extend_from_slice(line);
+        if ends {
+            bytes.extend_from_slice(b"\r\n");
+        }
+    }
+    Some(bytes)
 }
 
 /// A mailbox whose name is one plain line (lettre panics at a line break in it) and whose domain is ASCII.
