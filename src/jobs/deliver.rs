@@ -2,8 +2,8 @@
 //!
 //! Messages are claimed in a short transaction, sent in none, and recorded in a short transaction. Between the mail
 //! server's acceptance and the record a crash repeats a message, with the same `Message-ID` and the same reminders or
-//! fewer; nothing else can repeat one, and [`UNRECORDED`] bounds how many. A process claims a message for each session, and
-//! as many ahead as its sessions begin in a moment ([`ahead`]): a fast mail server never waits for the store, and for a slow
+//! fewer; nothing else can repeat one, 32 or two for each session at most. A process claims a message for each session, and
+//! as many ahead as its sessions begin in a moment: a fast mail server never waits for the store, and for a slow
 //! one nothing is claimed that could not begin at once. Nothing is claimed before the mail server answers, so
 //! that a server that is out of reach touches no message. What is said is checked against the tokens as they are when it
 //! is claimed; what waits when delivery pauses or ends is given back.

@@ -2,7 +2,7 @@
 //!
 //! Each lead has a watermark, up to which it has been dealt with; a step reads the page that follows it, and writes what
 //! was decided together with the moved watermark. Tokens that no watermark will come across carry a mark, and come
-//! first; then those whose contacts were told of a deadline that no longer holds ([`corrections`]). A crash repeats at most the reading of one page.
+//! first; then those whose contacts were told of a deadline that no longer holds (`corrections`). A crash repeats at most the reading of one page.
 
 pub(super) mod corrections;
 

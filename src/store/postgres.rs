@@ -391,7 +391,7 @@ impl Store for Postgres {
 }
 
 common_rows!(sqlx::Postgres, lock = " FOR UPDATE");
-job_operations!(Postgres, sqlx::Postgres);
+job_operations!(Postgres, sqlx::Postgres, after_a_run = None);
 common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
 common_messages!(
     Postgres,

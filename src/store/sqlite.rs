@@ -64,6 +64,9 @@ const CHECKPOINT: &str = "8192";
 /// What is left of a write-ahead log that grew while somebody read for long, once it could be written to the file, in bytes.
 const LARGEST_LOG: &str = "67108864";
 
+/// Gives back the memory of pages that were read and written; the next run reads those that it needs again.
+const SHRINK: &str = "PRAGMA shrink_memory";
+
 /// Looks at all tables, whether or not this connection has used them, and reads no more of each than tells how it is filled
 /// (SQLite's documentation of the pragma).
 const OPTIMIZE: &str = "PRAGMA optimize = 0x10012";
@@ -280,7 +283,7 @@ impl Store for Sqlite {
 }
 
 common_rows!(sqlx::Sqlite, lock = "");
-job_operations!(Sqlite, sqlx::Sqlite);
+job_operations!(Sqlite, sqlx::Sqlite, after_a_run = Some(SHRINK));
 common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");

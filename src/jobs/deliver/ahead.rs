@@ -79,7 +79,7 @@ mod tests {
     fn it_forgets_a_rate_that_is_over() {
         let start = Instant::now();
         let mut ahead = Ahead::new(start);
-        for n in 1..100 {
+        for n in 0..100 {
             ahead.begins(start + n * Duration::from_millis(1));
         }
         assert_eq!(ahead.messages(), 50);
