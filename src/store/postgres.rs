@@ -63,10 +63,17 @@ const RELAX: &str = "SET synchronous_commit = off";
 /// a key, or along one index. Else PostgreSQL makes a plan for each execution, which takes longer than to execute it.
 const KEEP_PLANS: &str = "SET plan_cache_mode = force_generic_plan";
 
+/// Likewise, where each also stops at the first row that its index gives: a plan for any arguments expects to find many, and
+/// would fetch and sort them all, in several processes.
+const FIRST_ROW: &str = "SET plan_cache_mode = force_generic_plan; \
+     SET enable_bitmapscan = off; \
+     SET enable_seqscan = off; \
+     SET max_parallel_workers_per_gather = 0";
+
 /// Connections of one process.
 const CONNECTIONS: u32 = 12;
 
-/// Further ones, for what is asked most often.
+/// Further ones, for what is asked most often: by a key, or for the first row along an index.
 const READERS: u32 = 8;
 
 /// Further ones, whose commits do not wait for the disk.
@@ -142,7 +149,7 @@ impl Pools {
         };
         Self {
             pool: pool(CONNECTIONS, None),
-            readers: pool(READERS, Some(KEEP_PLANS)),
+            readers: pool(READERS, Some(FIRST_ROW)),
             relaxed: pool(RELAXED, Some(RELAX)),
             generation,
         }
