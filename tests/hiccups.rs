@@ -65,10 +65,11 @@ async fn what_was_claimed_is_given_back_when_nothing_can_be_read<B: Backend>() {
     let mut failures = 0;
     for _ in 0..1_000 {
         failures += usize::from(deliverer.step().await.is_err());
+        // What the step gave back is recorded when this returns.
+        deliverer.wait().await;
         if failures > 0 && messages(&world, "state = 'sending'").await == 0 {
             break;
         }
-        deliverer.wait().await;
     }
     assert!(failures > 0);
     let given_back = messages(&world, "state = 'retry' AND attempts = 0 AND lost_claims = 0").await;
