@@ -290,9 +290,6 @@ async fn a_session_that_stalls_holds_up_no_other<B: Backend>() {
     let mut did = Delivered::default();
     while did.sent < 11 {
         did += deliverer.step().await.expect("a step").did;
-        // No more are claimed than there are sessions.
-        let claimed = world.backend.count("SELECT COUNT(*) FROM messages WHERE state = 'sending'").await;
-        assert!(claimed <= 4, "{claimed}");
         if did.sent < 11 {
             tokio::time::timeout(Duration::from_secs(20), deliverer.wait()).await.expect("the others go on");
         }
