@@ -468,8 +468,9 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// How many messages this process may have that are not recorded yet.
     fn window(&self) -> usize {
         let one_each = self.sessions.idle() + self.sessions.sending();
-        // A limit of the rate makes the sessions wait, and not the store.
-        if self.pause.is_on() || self.pace.is_limited() { one_each } else { one_each + self.ahead.messages() }
+        // Without a session nobody knows whether the server answers; a limit of the rate makes the sessions wait, and not the store.
+        let may_claim_ahead = one_each > 0 && !self.pause.is_on() && !self.pace.is_limited();
+        one_each + if may_claim_ahead { self.ahead.messages() } else { 0 }
     }
 
     /// Whether to claim so few: a claim costs as much for one as for many.
