@@ -243,6 +243,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     let mut conversations = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         while conversations.try_join_next().is_some() {}
+        // Else a reply may wait for the client to acknowledge the one before it.
+        stream.set_nodelay(true).expect("a TCP connection");
         let mut conversation =
             Conversation { stream: BufReader::new(stream), shared: Arc::clone(&shared), envelope: None };
         conversations.spawn(async move {
