@@ -9,27 +9,19 @@
 //! With LAPSED_TEST_LONG=1 there are 5,000 messages and twenty kills, and PostgreSQL restarts twice. The figures are
 //! printed: `tests/run --test suite kills:: -- --nocapture`.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use chrono::TimeDelta;
-use lapsed::clock::{Clock, SystemClock};
-use mail_parser::MessageParser;
 use rand::RngExt;
 
 use crate::support::backend::{OnPostgres, OnSqlite};
 use crate::support::cli::{Daemon, Place};
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::many::Bulk;
+use crate::support::queue::{CONNECTIONS, UNRECORDED, arrived, configure, plan};
 use crate::support::smtp_script::{Action, Phase, Script, Server};
 
-/// Sessions of each daemon.
-const CONNECTIONS: usize = 4;
-
-/// How many messages it claims besides, at most, and how many it hands over without having recorded them.
+/// How many messages a daemon claims at most beyond one for each session.
 const AHEAD: usize = 64;
-const UNRECORDED: usize = 32;
 
 /// How long the server takes to answer the end of a message.
 const DELAY: Duration = Duration::from_millis(20);
@@ -140,39 +132,6 @@ async fn kill_again_and_again<B: Killed>(backend: &B, place: Place, daemons: usi
     assert_eq!((all, unsent, unsaid), (i64::try_from(size.messages).expect("few"), 0, 0));
 }
 
-/// A message for each of so many owners, planned and not sent.
-fn plan(place: &Place, messages: usize) {
-    let deadline = (SystemClock::default().now() + TimeDelta::hours(12)).format("%Y-%m-%dT%H:%M:%SZ");
-    let mut list = String::from("owner,emails,description,expires_at\n");
-    for i in 0..messages {
-        writeln!(list, "owner-{i},contact-{i}@example.org,key {i},{deadline}").expect("memory");
-    }
-    place.run_with(["token", "import", "-"], &list).ok();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|held| held.local_addr()).expect("a port");
-    configure(place, nobody.port());
-    let once = place.line("run --once");
-    assert!(once.stderr.contains("messages wait in the store"), "{once}");
-}
-
-fn configure(place: &Place, port: u16) {
-    place.configure(&format!(
-        r#"
-        [schedule]
-        deliver = "* * * * * *"
-        [reminders]
-        lead_times = ["1d"]
-        [mail]
-        transport = "smtp"
-        from = "Tokens <tokens@example.org>"
-        [mail.smtp]
-        host = "127.0.0.1"
-        port = {port}
-        tls = "none"
-        connections = {CONNECTIONS}
-        "#
-    ));
-}
-
 /// What happens after how many messages: each blow at a random point of its share of the queue.
 fn blows(size: &Size, restarts: bool) -> Vec<(usize, Blow)> {
     let restarts = if restarts { size.restarts } else { 0 };
@@ -241,14 +200,4 @@ async fn end<B: Killed>(backend: &B, which: &str) -> usize {
     let found = backend.count(&format!("SELECT COUNT(*) FROM messages WHERE {leased}")).await;
     backend.execute(&format!("UPDATE messages SET not_before = {over} WHERE {leased}")).await;
     usize::try_from(found).expect("a count")
-}
-
-/// How often each Message-ID arrived.
-fn arrived(server: &Server) -> BTreeMap<String, usize> {
-    let mut arrived = BTreeMap::new();
-    for message in server.accepted() {
-        let mail = MessageParser::default().parse(&message.data).expect("a mail");
-        *arrived.entry(mail.message_id().expect("a Message-ID").to_owned()).or_default() += 1;
-    }
-    arrived
 }

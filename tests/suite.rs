@@ -35,6 +35,7 @@ mod races;
 mod reload;
 mod schedules;
 mod silence;
+mod unwritable;
 mod use_of_tokens;
 mod waiting;
 mod watchers;

@@ -89,25 +89,42 @@ impl From<sqlx::Error> for Error {
                 Self::Unavailable(error)
             }
             E::Database(db) => match db.code().as_deref() {
-                // SQLITE_READONLY and its kin.
-                Some("8" | "264" | "520" | "776" | "1032" | "1288" | "1544") => Self::ReadOnly,
-                // SQLITE_FULL, and PostgreSQL's disk_full.
-                Some("13" | "53100") => Self::Full("the disk is full"),
-                // SQLITE_IOERR_WRITE and SQLITE_IOERR_TRUNCATE.
-                Some("778" | "1546") => {
+                // PostgreSQL's disk_full.
+                Some("53100") => Self::Full("the disk is full"),
+                // SQLITE_IOERR_WRITE, SQLITE_IOERR_TRUNCATE and SQLITE_IOERR_SHMSIZE.
+                Some("778" | "1546" | "4874") => {
                     Self::Full("a write failed; is there a quota, or a limit to the size of files?")
                 }
-                // Serialization failure, deadlock, lock and statement timeout; SQLITE_BUSY and its kin.
-                Some("40001" | "40P01" | "55P03" | "57014" | "5" | "261" | "517" | "6" | "262") => Self::Busy(error),
+                // Serialization failure, deadlock, lock and statement timeout.
+                Some("40001" | "40P01" | "55P03" | "57014") => Self::Busy(error),
                 Some(READ_ONLY_TRANSACTION) => Self::Unavailable(error),
                 // The server is shutting down, starting up, or has cut the connection (classes 57P and 08); it lacks
                 // memory or connections, or its disk fails (classes 53 and 58).
-                Some(code) if ["57P", "08", "53", "58"].iter().any(|class| code.starts_with(class)) => {
+                Some(code)
+                    if code.len() == 5 && ["57P", "08", "53", "58"].iter().any(|class| code.starts_with(class)) =>
+                {
                     Self::Unavailable(error)
                 }
-                _ => Self::Database(error),
+                code => match code.and_then(sqlite_result) {
+                    // SQLITE_BUSY and SQLITE_LOCKED.
+                    Some(5 | 6) => Self::Busy(error),
+                    // SQLITE_READONLY.
+                    Some(8) => Self::ReadOnly,
+                    // SQLITE_FULL.
+                    Some(13) => Self::Full("the disk is full"),
+                    // SQLITE_NOMEM, SQLITE_IOERR and SQLITE_CANTOPEN: the machine lacks something, or its disk fails.
+                    Some(7 | 10 | 14) => Self::Unavailable(error),
+                    _ => Self::Database(error),
+                },
             },
             _ => Self::Database(error),
         }
     }
+}
+
+/// The primary result code of SQLite, which each extended one has in its last byte (SQLite's documentation, "Result and Error
+/// Codes"). PostgreSQL's codes are longer.
+fn sqlite_result(code: &str) -> Option<u32> {
+    let extended: u32 = if code.len() < 5 { code.parse().ok()? } else { return None };
+    Some(extended & 0xff)
 }

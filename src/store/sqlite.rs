@@ -121,9 +121,7 @@ impl Sqlite {
             })?;
             connection.close().await?;
         }
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(BUSY)
+        let writer = pool(1)
             .connect_with(
                 options
                     .clone()
@@ -133,10 +131,7 @@ impl Sqlite {
             )
             .await
             .map_err(|error| opening(error, &path))?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .acquire_timeout(BUSY)
-            .connect_lazy_with(options.clone().read_only(true));
+        let readers = pool(READERS).connect_lazy_with(options.clone().read_only(true));
         Ok(Self { options, writer, readers })
     }
 
@@ -151,7 +146,6 @@ impl Sqlite {
         }
         let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY).row_buffer_size(ROWS);
         let options = options.pragma("query_only", "ON");
-        let pool = |most| SqlitePoolOptions::new().max_connections(most).acquire_timeout(BUSY);
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| opening(error, &path))?;
         let readers = pool(READERS).connect_lazy_with(options.clone());
         let applied: Option<(i64,)> =
@@ -208,6 +202,15 @@ impl Sqlite {
     async fn within<T>(&self, answer: impl Future<Output = Result<T>>) -> Result<T> {
         answer.await
     }
+}
+
+/// So many connections at most, each of which is outside of any transaction when it is given out. Where a write or a read of the
+/// file fails, SQLite itself ends the transaction; sqlx, which tries to end it once more, then takes it to be open for ever.
+fn pool(most: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(most)
+        .acquire_timeout(BUSY)
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
 }
 
 /// The file that a URL names: `sqlite:lapsed.db`, `sqlite:///var/lib/lapsed/lapsed.db`.

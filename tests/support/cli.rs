@@ -101,10 +101,13 @@ impl Place {
 
     /// Starts `lapsed` with these arguments, its log in a file.
     pub fn spawn<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Daemon {
+        self.start(self.command(arguments))
+    }
+
+    fn start(&self, mut command: Command) -> Daemon {
         let number = self.logs.replace(self.logs.get() + 1);
         let log = self.path(&format!("daemon-{number}.log"));
         let stderr = File::create(&log).expect("a log file");
-        let mut command = self.command(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         Daemon { child: command.spawn().expect("the program starts"), log }
     }
@@ -112,6 +115,21 @@ impl Place {
     /// Starts the daemon and waits until it says so.
     pub fn daemon(&self) -> Daemon {
         let mut daemon = self.spawn(["run"]);
+        daemon.wait_for_log("started");
+        daemon
+    }
+
+    /// The same in the place of a shell that has run this script.
+    pub fn daemon_after(&self, script: &str) -> Daemon {
+        let program = self.command(["run"]);
+        let mut command = Command::new("bash");
+        command
+            .args(["-c", &format!("{script}; exec \"$0\" \"$@\"")])
+            .arg(program.get_program())
+            .args(program.get_args());
+        command.current_dir(self.directory.path()).env_clear();
+        command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let mut daemon = self.start(command);
         daemon.wait_for_log("started");
         daemon
     }
@@ -252,6 +270,11 @@ impl Daemon {
             assert!(ended.is_none(), "the daemon ended ({ended:?}) before it logged {text:?}:\n{log}");
             log.contains(text).then_some(())
         });
+    }
+
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by its name.

@@ -77,6 +77,29 @@ impl Cluster {
 
     /// Ends the server and starts it again.
     pub fn restart(&mut self, how: Stop) {
+        self.stop(how);
+        self.start_again();
+    }
+
+    /// Ends the server and starts it again as one that only reads, as a failover to another leaves the old one.
+    pub fn demote(&mut self) {
+        self.stop(Stop::Fast);
+        let signal = self.home.path().join("data/standby.signal");
+        std::fs::write(&signal, "").expect("a file");
+        if let Some((user, group)) = unprivileged() {
+            chown(&signal, Some(user), Some(group)).expect("chown to the server's user");
+        }
+        self.start_again();
+    }
+
+    /// Makes a server that only reads one that writes, while it runs.
+    pub async fn promote(&self, database: &Database) {
+        let mut admin = database.admin().await;
+        let promoted: bool = sqlx::query_scalar("SELECT pg_promote()").fetch_one(&mut admin).await.expect("pg_promote");
+        assert!(promoted, "PostgreSQL is not promoted: {}", log(&self.home));
+    }
+
+    fn stop(&mut self, how: Stop) {
         let signal = match how {
             Stop::Fast => "INT",
             Stop::Immediate => "QUIT",
@@ -85,6 +108,9 @@ impl Cluster {
         let sent = Command::new("kill").args(["-s", signal, &id]).status().expect("kill");
         assert!(sent.success(), "kill -s {signal} {id}");
         eventually("the end of PostgreSQL", PATIENCE, || self.server.try_wait().expect("a child"));
+    }
+
+    fn start_again(&mut self) {
         self.server = serve(&self.home, self.port).unwrap_or_else(|| panic!("PostgreSQL: {}", log(&self.home)));
     }
 }
@@ -114,7 +140,7 @@ fn serve(home: &TempDir, port: u16) -> Option<Child> {
         }
         // The last line of this file is the state of the server; pg_ctl reads it too.
         let state = std::fs::read_to_string(&state).unwrap_or_default();
-        state.lines().any(|line| line.starts_with("ready")).then_some(true)
+        state.lines().any(|line| line.starts_with("ready") || line.starts_with("standby")).then_some(true)
     })
     .then_some(server)
 }

@@ -32,6 +32,7 @@ pub mod many;
 pub mod plans;
 pub mod postgres;
 pub mod proxy;
+pub mod queue;
 pub mod smtp;
 pub mod smtp_script;
 pub mod supervisor;
