@@ -28,12 +28,18 @@ async fn messages<B: Backend>(world: &World<B>, which: &str) -> i64 {
     world.backend.count(&format!("SELECT COUNT(*) FROM messages WHERE {which}")).await
 }
 
-/// What one message could not be decided about keeps no other from being recorded.
+/// What one message could not be decided about keeps no other from being sent and recorded, also where there is but one session.
 async fn a_message_that_was_taken_is_recorded_beside_one_that_cannot_be_decided<B: Backend>() {
+    for sessions in [1, 2] {
+        taken_beside_one_that_cannot_be_decided::<B>(sessions).await;
+    }
+}
+
+async fn taken_beside_one_that_cannot_be_decided<B: Backend>(sessions: usize) {
     let world = two::<B>().await;
     let memory = Memory::new();
     memory.answer(Happened::refused(Phase::Rcpt, 550, "5.1.1 no such user"));
-    let transports = vec![Transport::Memory(memory.clone()), Transport::Memory(memory.clone())];
+    let transports = (0..sessions).map(|_| Transport::Memory(memory.clone())).collect();
     let mut deliverer = world.deliverer(transports);
     let [refuse, allow] = B::NO_SUPPRESSION;
     world.backend.execute(refuse).await;

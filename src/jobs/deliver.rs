@@ -22,6 +22,8 @@ mod pause;
 mod record;
 mod recording;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -461,7 +463,9 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
         // One message shows whether the server still refuses everybody.
         let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
-        let in_hand = self.ready.len() + self.sessions.sending() + self.unrecorded() + self.recording.messages();
+        // What cannot be decided yet keeps no other from being claimed.
+        let tried = self.unrecorded() - self.judged.len() + self.recording.messages();
+        let in_hand = self.ready.len() + self.sessions.sending() + tried;
         self.pace.room(Instant::now(), self.window().saturating_sub(in_hand).min(most))
     }
 
@@ -522,7 +526,11 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 done = &mut work => return (done, result),
                 told = self.sessions.ended() => if let Some(told) = told { self.note(told) },
                 () = self.recording.done() => match self.recording.take() {
-                    Ok(did) => self.did += did,
+                    Ok(did) => {
+                        self.did += did;
+                        // What was recorded makes room for others to be handed over.
+                        self.feed();
+                    }
                     Err(error) => result = Err(error),
                 },
                 () = tokio::time::sleep_until(self.gathers_until), if self.gathers() => {}
