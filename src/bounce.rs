@@ -16,7 +16,8 @@ use crate::policies::Group;
 use crate::policy::Reason;
 use crate::store::bounces::Posted;
 use crate::store::outbox::MessageState;
-use crate::store::planning::{Facts, NewReminder};
+use crate::store::planning::NewReminder;
+use crate::store::recipients::Facts;
 use crate::store::{Result, Store};
 use crate::token::{ContactId, MessageId};
 

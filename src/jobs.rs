@@ -21,7 +21,8 @@ use crate::digest::{Ahead, Digest, Waiting};
 use crate::policies::{Group, Traits, group_of};
 use crate::policy::{Decision, Lead, Policy, Reason, Usage};
 use crate::store::accounts::ReminderState;
-use crate::store::planning::{Addressee, Candidate, NewReminder};
+use crate::store::planning::{Candidate, NewReminder};
+use crate::store::recipients::Addressee;
 use crate::store::{Result, Store};
 use crate::token::{Address, ContactId, OwnerId, TokenId};
 

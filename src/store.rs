@@ -15,12 +15,14 @@ mod backup;
 pub mod bounces;
 mod common;
 mod common_messages;
+mod common_planning;
 mod common_rows;
 pub mod copy;
 pub mod corrections;
 pub mod due;
 mod error;
 pub mod foresight;
+pub mod guards;
 mod indexes;
 pub mod imports;
 pub mod jobs;
@@ -30,6 +32,8 @@ pub(crate) mod needed;
 pub mod outbox;
 pub mod planning;
 mod postgres;
+pub mod purging;
+pub mod recipients;
 pub mod reports;
 mod row;
 mod sqlite;
@@ -46,6 +50,7 @@ pub use corrections::Corrections;
 pub use due::Due;
 pub use error::Error;
 pub use foresight::Foresight;
+pub use guards::Guards;
 pub use imports::Imports;
 pub use indexes::Indexes;
 pub use jobs::Jobs;
@@ -53,6 +58,8 @@ pub use messages::Messages;
 pub use outbox::Outbox;
 pub use planning::Planning;
 pub use postgres::Postgres;
+pub use purging::Purging;
+pub use recipients::Recipients;
 pub use reports::Reports;
 pub use sqlite::Sqlite;
 
@@ -65,6 +72,9 @@ pub trait Store:
     + Imports
     + Due
     + Planning
+    + Guards
+    + Recipients
+    + Purging
     + Corrections
     + Outbox
     + Bounces

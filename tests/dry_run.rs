@@ -16,7 +16,8 @@ use lapsed::jobs::purge::{self, Retention};
 use lapsed::policies::{Group, Match, Pattern};
 use lapsed::policy::Policy;
 use lapsed::store::outbox::MessageKind;
-use lapsed::store::planning::{Purged, Written};
+use lapsed::store::planning::Written;
+use lapsed::store::purging::Purged;
 use lapsed::store::{Accounts, Error, Postgres, Sqlite, Store};
 use lapsed::token::{Address, Bucket, ContactId, IdRef};
 

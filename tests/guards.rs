@@ -11,7 +11,7 @@ use lapsed::jobs::guard::{Guard, watch};
 use lapsed::mail::outcome::{Happened, Phase};
 use lapsed::store::messages::{MessageFilter, Which};
 use lapsed::store::outbox::MessageState;
-use lapsed::store::{Accounts, Messages, Planning};
+use lapsed::store::{Accounts, Guards, Messages};
 use lapsed::token::{Bucket, TokenId};
 
 on_every_back_end!(

@@ -12,7 +12,7 @@ use lapsed::jobs::remind;
 use lapsed::policies::{Group, Match, Pattern};
 use lapsed::policy::Policy;
 use lapsed::store::planning::{Decided, Progress};
-use lapsed::store::{Accounts, Jobs, Messages, Planning};
+use lapsed::store::{Accounts, Jobs, Messages, Planning, Recipients};
 use lapsed::token::{ContactId, TokenId};
 use uuid::Uuid;
 

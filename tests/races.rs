@@ -23,7 +23,7 @@ use lapsed::jobs::{expire, remind};
 use lapsed::store::accounts::ReminderState;
 use lapsed::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
 use lapsed::store::planning::NewReminder;
-use lapsed::store::{Accounts, Error, Outbox, Planning, Postgres, Store};
+use lapsed::store::{Accounts, Error, Outbox, Postgres, Recipients, Store};
 use lapsed::token::{Address, Bucket, Kind, Owner, OwnerId, Status, TokenId};
 use rand::RngExt;
 use sqlx::{AssertSqlSafe, PgConnection};

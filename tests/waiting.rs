@@ -11,7 +11,7 @@ use lapsed::digest::Digest;
 use lapsed::jobs::guard::Guard;
 use lapsed::store::messages::{MessageFilter, Which};
 use lapsed::store::outbox::{ClaimedMessage, MessageState};
-use lapsed::store::{Accounts, Messages, Outbox, Planning};
+use lapsed::store::{Accounts, Messages, Outbox, Recipients};
 use lapsed::token::Bucket;
 use uuid::Uuid;
 

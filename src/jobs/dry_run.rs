@@ -23,9 +23,11 @@ use crate::policy::{Claimed, Lead};
 use crate::store::Store;
 use crate::store::accounts::ReminderState;
 use crate::store::foresight::{Alerted, Queued};
-use crate::store::needed::{Needed, first_deadlines};
+use crate::store::guards::Held;
+use crate::store::needed::{Needed, first_deadlines, next_digest};
 use crate::store::outbox::{ClaimedMessage, ClaimedReminder, MessageKind, MessageState};
-use crate::store::planning::{Candidate, Held, NewReminder, Purged, Watermark, Written, next_digest};
+use crate::store::planning::{Candidate, NewReminder, Watermark, Written};
+use crate::store::purging::Purged;
 use crate::token::{Address, Contact, ContactId, MessageId, NEVER, TokenId};
 
 /// How many messages are looked at together.

@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 use super::{Outcome, guard};
 use crate::clock::Timestamp;
 use crate::store::jobs::Lease;
-use crate::store::planning::{Cutoffs, Purged};
+use crate::store::purging::{Cutoffs, Purged};
 use crate::store::{Result, Store};
 
 /// The job's name in the store and in logs.

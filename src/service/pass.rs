@@ -17,7 +17,8 @@ use crate::config::Schedule;
 use crate::jobs::purge::Retention;
 use crate::jobs::{Outcome, Rules, expire, guard, purge, remind};
 use crate::store::jobs::{Lease, RECONCILE};
-use crate::store::planning::{Purged, Written};
+use crate::store::planning::Written;
+use crate::store::purging::Purged;
 use crate::store::{Error, Result, Store};
 
 /// A job that one process does at a time.

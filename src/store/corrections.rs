@@ -70,3 +70,26 @@ pub(super) fn by_contact_and_token(rows: Vec<ToldRow>) -> HashMap<(ContactId, To
     }
     all
 }
+
+/// Functions of [`Corrections`] for a back end that has `within()` and `reader()`.
+macro_rules! common_corrections {
+    () => {
+        async fn uncorrected(&self, after: Uuid, limit: u32) -> Result<Vec<Token>> {
+            self.within(async move {
+                // Index tokens_uncorrected.
+                let rows: Vec<TokenRow> = sqlx::query_as(concat!(
+                    "SELECT ",
+                    token_columns!(),
+                    " FROM tokens t WHERE t.uncorrected AND t.id > $1 ORDER BY t.id LIMIT $2"
+                ))
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(&self.reader())
+                .await?;
+                row::all(rows)
+            })
+            .await
+        }
+    };
+}
+pub(super) use common_corrections;

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
 use super::Result;
-use super::planning::{Cutoffs, Watermark};
+use super::planning::Watermark;
+use super::purging::Cutoffs;
 use super::row::At;
 use crate::clock::Timestamp;
 use crate::policy::Lead;

@@ -8,8 +8,9 @@ use sqlx::QueryBuilder;
 use uuid::Uuid;
 
 use super::outbox::{ClaimedMessage, MessageKind, MessageState};
-use super::planning::{Candidate, Cutoffs, NewReminder, Purged, Watermark};
-use super::row::{self, At, CandidateRow, CarriedRow, ClaimRow, ContactRow, QueuedRow};
+use super::planning::{Candidate, NewReminder, Watermark};
+use super::purging::{Cutoffs, Purged};
+use super::row::{self, At, CandidateRow, CarriedRow, ClaimRow, ContactRow, QueuedRow, candidate_columns};
 use super::{Postgres, Result, Sqlite};
 use crate::clock::Timestamp;
 use crate::policy::Lead;
@@ -115,14 +116,14 @@ macro_rules! foresight_operations {
         impl Foresight for $store {
             async fn marked(&self, from: Watermark, until: Timestamp, limit: u32) -> Result<Vec<Candidate>> {
                 // Index tokens_unplanned.
-                let rows: Vec<CandidateRow> = sqlx::query_as(
-                    "SELECT id, owner_id, expires_at, moved_from, deadline_set_at, generation, \
-                            secret_hash IS NOT NULL AS issued, last_used_at, replaced_by \
-                     FROM tokens \
+                let rows: Vec<CandidateRow> = sqlx::query_as(concat!(
+                    "SELECT ",
+                    candidate_columns!(),
+                    " FROM tokens \
                      WHERE unplanned AND status = 'active' AND (expires_at, id) > ($1, $2) AND expires_at <= $3 \
                      ORDER BY expires_at, id \
-                     LIMIT $4",
-                )
+                     LIMIT $4"
+                ))
                 .bind(At(from.instant))
                 .bind(from.token)
                 .bind(At(until))

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use chrono::TimeDelta;
 use uuid::Uuid;
 
 use super::accounts::ReminderState;
@@ -9,6 +10,20 @@ use super::planning::{NewReminder, Reminded};
 use crate::clock::Timestamp;
 use crate::policy::Lead;
 use crate::token::{Bucket, ContactId};
+
+/// The least time between two digests of escalations.
+const DIGEST_EVERY: TimeDelta = TimeDelta::days(1);
+
+/// From when on a digest of escalations may be claimed, if the last one was first claimed then. One that lies in the
+/// future was claimed by a wrong clock, and is not waited for.
+pub(crate) fn next_digest(last: Option<Timestamp>, now: Timestamp, not_before: Timestamp) -> Timestamp {
+    let next = last.filter(|last| *last <= now).map_or(not_before, |last| last + DIGEST_EVERY);
+    next.max(not_before)
+}
+
+/// When the fallback's last digest was first claimed. Index messages_to_fallback.
+pub(super) const LAST_DIGEST: &str = "SELECT MAX(claimed_at) FROM messages \
+     WHERE bucket = $1 AND contact_id = $2 AND kind = 'escalations' AND kind <> 'reminders'";
 
 /// A row that is new to the ledger, as the insertion returns it: contact, state, whether it is escalated, token and lead.
 pub(crate) type Inserted = (Uuid, String, bool, Uuid, i64);

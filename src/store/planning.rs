@@ -1,23 +1,22 @@
-//! What the planning jobs do: find tokens that are due, write what was decided about them, and purge what is old.
+//! What the planning jobs do: find tokens that are due, and write what was decided about them.
 //!
-//! Engine code that reads tokens stands behind this trait and nowhere else.
+//! A decision and what it moves on are one transaction, in which the lease of the job is held and what the decision rests on is
+//! compared once more: a token that has changed since keeps its marks, and nothing is written about it. In a crash nothing or
+//! all of it is there. Pages come from partial indexes in one order, so that a pass reads each token once.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 
 use chrono::TimeDelta;
-use chrono_tz::Tz;
 use uuid::Uuid;
 
 use super::Result;
 use super::accounts::ReminderState;
 use super::jobs::Lease;
-use super::outbox::MessageKind;
-use super::row::At;
 use crate::clock::Timestamp;
 use crate::policies::Traits;
 use crate::policy::{Deadline, Lead, Reason, Usage};
-use crate::token::{Bucket, ContactId, Owner, OwnerId, Token, TokenId};
+use crate::token::{Bucket, ContactId, OwnerId, TokenId};
 
 /// How far a lead has been dealt with: every token whose reminder fell due at an earlier instant, or at this one with
 /// an id no greater.
@@ -90,15 +89,6 @@ impl NewReminder {
     }
 }
 
-/// A contact that takes mail, and what its waits depend on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Addressee {
-    /// Overrides the owner's zone.
-    pub time_zone: Option<Tz>,
-    /// When it was last sent reminders, where that is remembered.
-    pub mailed_at: Option<Timestamp>,
-}
-
 /// What a step decided, to be written in one transaction.
 #[derive(Debug)]
 pub struct Decided<'a> {
@@ -110,6 +100,12 @@ pub struct Decided<'a> {
     pub reminders: Vec<NewReminder>,
     /// How many messages may be opened; what needs more is held. `None`: any number.
     pub may_open: Option<u64>,
+}
+
+/// Those reminders that speak of these tokens.
+pub(super) fn only_of(tokens: &[(Uuid,)], reminders: Vec<NewReminder>) -> Vec<NewReminder> {
+    let tokens: HashSet<Uuid> = tokens.iter().map(|(id,)| *id).collect();
+    reminders.into_iter().filter(|reminder| tokens.contains(&reminder.token.uuid())).collect()
 }
 
 /// How many reminders, by lead and by what has become of them.
@@ -157,106 +153,6 @@ pub struct Written {
     pub lags: Vec<TimeDelta>,
 }
 
-/// What jobs did within a span of time, by the minute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// Messages that were opened.
-    pub messages: u64,
-    /// Tokens that were marked expired.
-    pub expired: u64,
-}
-
-/// What a guard keeps back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// How many messages.
-    pub messages: u64,
-    /// When the first of them was.
-    pub since: Timestamp,
-    /// When the last of them was.
-    pub latest: Timestamp,
-    /// The next deadline that they speak of, where one lies ahead.
-    pub next_deadline: Option<Timestamp>,
-}
-
-/// The least time between two digests of escalations.
-const DIGEST_EVERY: TimeDelta = TimeDelta::days(1);
-
-/// From when on a digest of escalations may be claimed, if the last one was first claimed then. One that lies in the
-/// future was claimed by a wrong clock, and is not waited for.
-pub(crate) fn next_digest(last: Option<Timestamp>, now: Timestamp, not_before: Timestamp) -> Timestamp {
-    let next = last.filter(|last| *last <= now).map_or(not_before, |last| last + DIGEST_EVERY);
-    next.max(not_before)
-}
-
-/// The minute that an instant belongs to.
-pub(super) fn minute(at: Timestamp) -> Timestamp {
-    at - TimeDelta::seconds(at.timestamp().rem_euclid(60))
-}
-
-/// The name under which expired tokens are counted; messages are under the name of the job that opened them.
-pub(super) const EXPIRED: &str = "expired";
-
-/// Counts what a job did in this minute.
-pub(super) const COUNT: &str = "INSERT INTO guard_counts (bucket, name, minute, amount) VALUES (0, $1, $2, $3) \
-     ON CONFLICT (bucket, minute, name) DO UPDATE SET amount = guard_counts.amount + excluded.amount";
-
-/// What was counted within a span of minutes.
-pub(super) const COUNTED: &str = "SELECT name, CAST(SUM(amount) AS BIGINT) FROM guard_counts \
-     WHERE bucket = 0 AND minute > $1 AND minute <= $2 \
-     GROUP BY name";
-
-/// Forgets what was counted long ago.
-pub(super) const FORGET_COUNTS: &str = "DELETE FROM guard_counts WHERE bucket = 0 AND minute < $1";
-
-/// When the fallback's last digest was first claimed. Index messages_to_fallback.
-pub(super) const LAST_DIGEST: &str = "SELECT MAX(claimed_at) FROM messages \
-     WHERE bucket = $1 AND contact_id = $2 AND kind = 'escalations' AND kind <> 'reminders'";
-
-/// What is held: how much, since when, and the next deadline. Index messages_held_deadline.
-pub(super) const HELD: &str = "SELECT COUNT(*), MIN(created_at), MAX(created_at), \
-            (SELECT MIN(not_before) FROM messages WHERE state = 'held' AND not_before > $1) \
-     FROM messages WHERE state = 'held'";
-
-/// Opens an alert, unless one of its kind was opened since. Index messages_to_fallback.
-pub(super) const ALERT: &str = "INSERT INTO messages \
-         (bucket, id, contact_id, kind, state, not_before, attempts, lease_epoch, created_at) \
-     SELECT $1, $2, $3, $4, 'open', $5, 0, 0, $5 \
-     WHERE NOT EXISTS ( \
-         SELECT 1 FROM messages \
-         WHERE bucket = $1 AND contact_id = $3 AND kind = $4 AND kind <> 'reminders' AND created_at >= $6 \
-     ) \
-     ON CONFLICT DO NOTHING";
-
-impl Counted {
-    /// Adds up what the rows of [`COUNTED`] say.
-    pub(super) fn from_rows(rows: impl IntoIterator<Item = (String, i64)>) -> Self {
-        let mut counted = Self::default();
-        for (name, amount) in rows {
-            let amount = u64::try_from(amount).unwrap_or_default();
-            if name == EXPIRED {
-                counted.expired += amount;
-            } else {
-                counted.messages += amount;
-            }
-        }
-        counted
-    }
-}
-
-/// The columns of [`HELD`].
-pub(super) type HeldRow = (i64, Option<At>, Option<At>, Option<At>);
-
-impl Held {
-    /// From the row of [`HELD`]; `None` where nothing is held.
-    pub(super) fn from_row(row: HeldRow) -> Option<Self> {
-        let (messages, since, latest, next_deadline) = row;
-        let messages = u64::try_from(messages).unwrap_or_default();
-        let (since, latest) = (since?.0, latest?.0);
-        Some(Self { messages, since, latest, next_deadline: next_deadline.map(|at| at.0) })
-    }
-}
-
 /// What `remind` moves on by what it writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress {
@@ -264,43 +160,6 @@ pub enum Progress {
     Planned,
     /// The lead has been dealt with up to here.
     Reached(Lead, Watermark),
-}
-
-/// What is old enough to go.
-#[derive(Clone, Copy, Debug)]
-pub struct Cutoffs {
-    /// Ledger rows whose deadline lies before this.
-    pub reminders: Timestamp,
-    /// Messages that were finished before this.
-    pub messages: Timestamp,
-    /// Tokens that ended before this.
-    pub ended_tokens: Timestamp,
-    /// What the guards counted before this.
-    pub guard_counts: Timestamp,
-}
-
-/// How many rows a purge step removed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Purged {
-    /// Ledger rows.
-    pub reminders: u64,
-    /// Messages.
-    pub messages: u64,
-    /// Tokens.
-    pub tokens: u64,
-}
-
-/// What is true of the tokens that a contact is to be told of, read at the moment of sending.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// The tokens that there still are, with their owners.
-    pub tokens: HashMap<TokenId, (Token, Owner)>,
-    /// The tokens that there are, but that cannot be read, or whose owner cannot.
-    pub broken: HashSet<TokenId>,
-    /// Those that the contact may hear of: it speaks for their owner, or watches them.
-    pub heard: HashSet<TokenId>,
-    /// Whether the contact is the fallback.
-    pub is_fallback: bool,
 }
 
 /// Finding what is due, and writing what was decided.
@@ -355,70 +214,6 @@ pub trait Planning {
     /// When the store fails.
     fn next_deadline(&self, now: Timestamp) -> impl Future<Output = Result<Option<Timestamp>>> + Send;
 
-    /// Who speaks for these owners, whether or not they take mail.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn speakers(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Vec<ContactId>>>> + Send;
-
-    /// Who is told of these tokens besides those who speak for their owners, whether or not they take mail.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn watchers(&self, tokens: &[TokenId]) -> impl Future<Output = Result<HashMap<TokenId, Vec<ContactId>>>> + Send;
-
-    /// Those of these contacts that take mail.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn addressees(&self, contacts: &[ContactId]) -> impl Future<Output = Result<HashMap<ContactId, Addressee>>> + Send;
-
-    /// The zones of these owners. One that cannot be read is left out.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn zones(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Tz>>> + Send;
-
-    /// The contacts of these owners that take mail.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn reachable(&self, owners: &[OwnerId]) -> impl Future<Output = Result<HashMap<OwnerId, Vec<ContactId>>>> + Send
-    where
-        Self: Sync,
-    {
-        async move {
-            let mut reachable = self.speakers(owners).await?;
-            let mut contacts: Vec<ContactId> = reachable.values().flatten().copied().collect();
-            contacts.sort_unstable();
-            contacts.dedup();
-            let taking = self.addressees(&contacts).await?;
-            reachable.retain(|_, contacts| {
-                contacts.retain(|contact| taking.contains_key(contact));
-                !contacts.is_empty()
-            });
-            Ok(reachable)
-        }
-    }
-
-    /// Remembers that these contacts, all of one bucket, are sent reminders now, but for those that were sent some after `since`:
-    /// the answer says when.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn mailed_before(
-        &self,
-        contacts: &[ContactId],
-        since: Timestamp,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<HashMap<ContactId, Timestamp>>> + Send;
-
-    /// Remembers that these contacts, all of one bucket, are sent reminders now.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> impl Future<Output = Result<()>> + Send;
-
     /// Writes reminders and what has been dealt with by that.
     ///
     /// # Errors
@@ -430,53 +225,11 @@ pub trait Planning {
         progress: Progress,
     ) -> impl Future<Output = Result<Written>> + Send;
 
-    /// What jobs did in the minutes after `since`, up to the one of `now`.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn counted(&self, since: Timestamp, now: Timestamp) -> impl Future<Output = Result<Counted>> + Send;
-
-    /// How many contacts there are. Counts them: not for the hot path.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn contact_count(&self) -> impl Future<Output = Result<u64>> + Send;
-
-    /// What is held; `None` where nothing is.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn held(&self, now: Timestamp) -> impl Future<Output = Result<Option<Held>>> + Send;
-
-    /// How many active tokens are past their deadline.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn overdue_count(&self, now: Timestamp) -> impl Future<Output = Result<u64>> + Send;
-
-    /// Opens an alert for a contact, unless one of this kind was opened since then. Returns whether it did.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn alert(
-        &self,
-        contact: ContactId,
-        kind: MessageKind,
-        unless_since: Timestamp,
-        now: Timestamp,
-    ) -> impl Future<Output = Result<bool>> + Send;
-
     /// How far each lead has been dealt with.
     ///
     /// # Errors
     /// When the store fails.
     fn watermarks(&self) -> impl Future<Output = Result<HashMap<Lead, Watermark>>> + Send;
-
-    /// What policies match these tokens by.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn traits(&self, tokens: &[TokenId]) -> impl Future<Output = Result<HashMap<TokenId, Traits>>> + Send;
 
     /// Remembers by which policies a job plans. Where they are others than before, forgets the watermarks of all leads but lead
     /// 0, in the same transaction, and says so.
@@ -496,26 +249,6 @@ pub trait Planning {
     /// [`Error::LostLease`](super::Error::LostLease), with nothing written.
     fn keep_watermarks(&self, lease: &Lease, leads: &[Lead], now: Timestamp)
     -> impl Future<Output = Result<()>> + Send;
-
-    /// What is true now of what messages are about to say: of each token that a contact is to be told of. A contact
-    /// of which no token exists any more is not in the answer.
-    ///
-    /// # Errors
-    /// When the store fails.
-    fn facts(&self, asked: &[(ContactId, TokenId)]) -> impl Future<Output = Result<HashMap<ContactId, Facts>>> + Send;
-
-    /// Removes what is old, `limit` rows of each kind at most. A primary token without successor stays, as do rows that
-    /// something still needs.
-    ///
-    /// # Errors
-    /// [`Error::LostLease`](super::Error::LostLease), with nothing removed.
-    fn purge(
-        &self,
-        lease: &Lease,
-        cutoffs: Cutoffs,
-        now: Timestamp,
-        limit: u32,
-    ) -> impl Future<Output = Result<Purged>> + Send;
 }
 
 /// By which policies a job plans.
@@ -531,3 +264,8 @@ pub(super) const FORGET_WATERMARKS: &str = "DELETE FROM watermarks WHERE bucket 
 /// The earliest deadline after an instant: one probe of the index `tokens_deadline`.
 pub(super) const NEXT_DEADLINE: &str =
     "SELECT MIN(expires_at) FROM tokens WHERE status = 'active' AND expires_at IS NOT NULL AND expires_at > $1";
+
+/// Writes up to where a lead has been dealt with.
+pub(super) const MOVE_WATERMARK: &str = "INSERT INTO watermarks (bucket, lead, instant, token_id) VALUES (0, $1, $2, $3) \
+     ON CONFLICT (bucket, lead) DO UPDATE \
+     SET instant = excluded.instant, token_id = excluded.token_id";

@@ -11,6 +11,8 @@ mod ledger;
 mod lines;
 mod outbox;
 mod planning;
+mod purging;
+mod recipients;
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -30,11 +32,12 @@ use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
 use super::common_rows::common_rows;
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
+use super::guards::{ALERT, COUNTED, Counted, Guards, HELD, Held, HeldRow, guard_operations};
 use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
-use super::planning::Cutoffs;
+use super::purging::Cutoffs;
 use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
@@ -47,7 +50,8 @@ use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::{DATABASE_TIME, Timestamp};
 use crate::policy::Reason;
 use crate::token::{
-    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
+    Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token,
+    TokenId,
 };
 
 /// Limits of each session: nothing that we ask takes nearly as long.
@@ -408,3 +412,4 @@ common_messages!(
 );
 due_operations!(Postgres, lead = "watermarks.lead * INTERVAL '1 second'");
 report_operations!(Postgres);
+guard_operations!(Postgres);

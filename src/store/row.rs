@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::accounts::{OwnerSummary, ReminderRecord, TokenCounts};
 use super::imports::Known;
 use super::jobs::JobRecord;
-use super::planning::{Addressee, Candidate, Facts};
+use super::planning::Candidate;
+use super::recipients::{Addressee, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
 use crate::policies::Traits;
@@ -377,6 +378,15 @@ row! {
         replaced_by: Option<Uuid>,
     }
 }
+
+/// The columns of a [`CandidateRow`].
+macro_rules! candidate_columns {
+    () => {
+        "id, owner_id, expires_at, moved_from, deadline_set_at, generation, secret_hash IS NOT NULL AS issued, last_used_at, \
+         replaced_by"
+    };
+}
+pub(super) use candidate_columns;
 
 impl TryFrom<CandidateRow> for Candidate {
     type Error = Error;

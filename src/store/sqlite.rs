@@ -7,9 +7,12 @@
 mod bounces;
 mod corrections;
 mod imports;
+mod json;
 mod ledger;
 mod outbox;
 mod planning;
+mod purging;
+mod recipients;
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -32,11 +35,12 @@ use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
 use super::common_rows::common_rows;
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
+use super::guards::{ALERT, COUNTED, Counted, Guards, HELD, Held, HeldRow, guard_operations};
 use super::indexes::SERVED;
 use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
-use super::planning::Cutoffs;
+use super::purging::Cutoffs;
 use super::reports::{LedgerRow, Reports, report_operations};
 use super::row::{
     self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
@@ -47,7 +51,8 @@ use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::Timestamp;
 use crate::policy::Reason;
 use crate::token::{
-    Address, Bucket, Contact, ContactId, IdRef, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token, TokenId,
+    Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token,
+    TokenId,
 };
 
 /// How long a statement waits for another process's write.
@@ -291,3 +296,4 @@ common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))"
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");
 report_operations!(Sqlite);
+guard_operations!(Sqlite);

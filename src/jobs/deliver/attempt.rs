@@ -22,7 +22,8 @@ use crate::policy::{Lead, Reason, Verdict, recheck};
 use crate::store::Store;
 use crate::store::accounts::ReminderState;
 use crate::store::outbox::{ClaimedMessage, Delivery, Record, Settled};
-use crate::store::planning::{Facts, NewReminder};
+use crate::store::planning::NewReminder;
+use crate::store::recipients::Facts;
 use crate::token::{ContactId, NEVER, Owner, Token, TokenId};
 
 /// With less than this left of its lease, a message is renewed before it is handed over.

@@ -13,7 +13,7 @@ use super::{LEASE, Said, Terms, said};
 use crate::clock::{Clock, Timestamp};
 use crate::mail::letter::{Alert, Letter};
 use crate::store::outbox::{ClaimedMessage, MessageKind, Record};
-use crate::store::planning::Facts;
+use crate::store::recipients::Facts;
 use crate::store::{Error, Result, Store};
 use crate::token::{Bucket, ContactId, TokenId};
 

@@ -7,7 +7,8 @@ use crate::escalation::escalations;
 use crate::mail::letter::{Alert, Content};
 use crate::policy::Reason;
 use crate::store::outbox::{ClaimedMessage, MessageKind};
-use crate::store::planning::{Facts, NewReminder};
+use crate::store::planning::NewReminder;
+use crate::store::recipients::Facts;
 use crate::store::{Result, Store};
 
 /// What would become of a message.

@@ -1,6 +1,6 @@
 //! Corrections on PostgreSQL: rows travel as arrays.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use uuid::Uuid;
 
@@ -9,29 +9,14 @@ use super::{Postgres, hold};
 use crate::clock::Timestamp;
 use crate::correction::Told;
 use crate::store::Result;
-use crate::store::corrections::{Corrected, Corrections, ToldRow, by_contact_and_token};
+use crate::store::corrections::{Corrected, Corrections, ToldRow, by_contact_and_token, common_corrections};
 use crate::store::jobs::Lease;
-use crate::store::planning::Written;
+use crate::store::planning::{Written, only_of};
 use crate::store::row::{self, TokenRow, token_columns};
 use crate::token::{ContactId, Token, TokenId};
 
 impl Corrections for Postgres {
-    async fn uncorrected(&self, after: Uuid, limit: u32) -> Result<Vec<Token>> {
-        self.within(async move {
-            // Index tokens_uncorrected.
-            let rows: Vec<TokenRow> = sqlx::query_as(concat!(
-                "SELECT ",
-                token_columns!(),
-                " FROM tokens t WHERE t.uncorrected AND t.id > $1 ORDER BY t.id LIMIT $2"
-            ))
-            .bind(after)
-            .bind(i64::from(limit))
-            .fetch_all(&self.pool())
-            .await?;
-            row::all(rows)
-        })
-        .await
-    }
+    common_corrections!();
 
     async fn told(
         &self,
@@ -64,7 +49,7 @@ impl Corrections for Postgres {
 
     async fn correct(&self, lease: &Lease, decided: Corrected<'_>) -> Result<Written> {
         self.within(async move {
-            let Corrected { now, looked_at, mut reminders, may_open } = decided;
+            let Corrected { now, looked_at, reminders, may_open } = decided;
             let mut tx = self.begin().await?;
             hold(&mut tx, lease, now).await?;
             let cleared: Vec<(Uuid,)> = sqlx::query_as(
@@ -84,8 +69,7 @@ impl Corrections for Postgres {
             .bind(looked_at.iter().map(|t| t.last_used_at).collect::<Vec<_>>())
             .fetch_all(&mut *tx)
             .await?;
-            let cleared: HashSet<Uuid> = cleared.into_iter().map(|(id,)| id).collect();
-            reminders.retain(|reminder| cleared.contains(&reminder.token.uuid()));
+            let reminders = only_of(&cleared, reminders);
             let written = write_reminders(&mut tx, &reminders, now, may_open).await?;
             count(&mut tx, lease.job, written.opened, now).await?;
             tx.commit().await?;

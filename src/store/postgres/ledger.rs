@@ -7,9 +7,11 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 use crate::store::Result;
+use crate::store::guards::{COUNT, minute};
 use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines, in_key_order};
+use crate::store::needed::{LAST_DIGEST, next_digest};
 use crate::store::outbox::MessageKind;
-use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
+use crate::store::planning::{NewReminder, Written};
 use crate::store::row::At;
 use crate::token::{ContactId, MessageId};
 

@@ -6,7 +6,7 @@ use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
 use super::Sqlite;
-use super::planning::{hex, json};
+use super::json::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::imports::{

@@ -5,12 +5,14 @@ use std::collections::HashSet;
 use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
-use super::planning::{hex, json};
+use super::json::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
+use crate::store::guards::{COUNT, minute};
 use crate::store::needed::{Inserted, Needed, Wanted, first_deadlines, in_key_order};
+use crate::store::needed::{LAST_DIGEST, next_digest};
 use crate::store::outbox::MessageKind;
-use crate::store::planning::{COUNT, LAST_DIGEST, NewReminder, Written, minute, next_digest};
+use crate::store::planning::{NewReminder, Written};
 use crate::store::row::At;
 use crate::token::{ContactId, MessageId};
 

@@ -6,8 +6,8 @@ use sqlx::{Sqlite as Lite, Transaction};
 use uuid::Uuid;
 
 use super::Sqlite;
+use super::json::{hex, json};
 use super::ledger::{open_messages, write_reminders};
-use super::planning::{hex, json};
 use crate::clock::Timestamp;
 use crate::store::Result;
 use crate::store::outbox::{
