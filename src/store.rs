@@ -13,10 +13,11 @@
 pub mod accounts;
 mod backup;
 pub mod bounces;
-mod common;
 mod common_messages;
+mod common_owners;
 mod common_planning;
 mod common_rows;
+mod common_tokens;
 pub mod copy;
 pub mod corrections;
 pub mod due;

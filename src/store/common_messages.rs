@@ -3,7 +3,7 @@
 //! Whatever changes several messages marks them first, in `lease_holder`, which also locks them: what a planner adds
 //! meanwhile is not touched.
 
-/// Implements [`Messages`](super::Messages) for a back end; see [`common_operations`](super::common::common_operations).
+/// Implements [`Messages`](super::Messages) for a back end; see [`common_owners`](super::common_owners::common_owners).
 macro_rules! common_messages {
     ($store:ty, $database:ty, id_digits = $id_digits:literal, not_yet_due = $not_yet_due:literal) => {
         impl Messages for $store {

@@ -28,9 +28,10 @@ use uuid::Uuid;
 use super::accounts::{
     Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCounts, TokenFilter, TokenOrder,
 };
-use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::common_owners::common_owners;
 use super::common_rows::common_rows;
+use super::common_tokens::common_tokens;
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::guards::{ALERT, COUNTED, Counted, Guards, HELD, Held, HeldRow, guard_operations};
 use super::indexes::SERVED;
@@ -403,7 +404,12 @@ impl Store for Postgres {
 
 common_rows!(sqlx::Postgres, lock = " FOR UPDATE");
 job_operations!(Postgres, sqlx::Postgres, after_a_run = None);
-common_operations!(Postgres, sqlx::Postgres, lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
+
+impl Accounts for Postgres {
+    common_owners!(lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");
+    common_tokens!(sqlx::Postgres, id_digits = "REPLACE(id::text, '-', '')");
+}
+
 common_messages!(
     Postgres,
     sqlx::Postgres,

@@ -115,3 +115,33 @@ pub trait Recipients {
     /// When the store fails.
     fn facts(&self, asked: &[(ContactId, TokenId)]) -> impl Future<Output = Result<HashMap<ContactId, Facts>>> + Send;
 }
+
+/// What a message must know of a token `t` of an owner `o`, asked about for the contact `n.contact_id`, besides the columns of the
+/// token; `bucket` and `key` are the parameters that say where the system owner is, whose contact is the fallback.
+macro_rules! fact_columns {
+    (bucket = $bucket:literal, key = $key:literal) => {
+        concat!(
+            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
+             n.contact_id, \
+             EXISTS ( \
+                 SELECT 1 FROM owner_contacts oc \
+                 WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
+             ) AS speaks_for, \
+             EXISTS ( \
+                 SELECT 1 FROM token_contacts tc \
+                 WHERE tc.bucket = t.bucket AND tc.token_id = t.id AND tc.contact_id = n.contact_id \
+             ) AS watches, \
+             ( \
+                 SELECT oc.contact_id \
+                 FROM owners s \
+                 JOIN owner_contacts oc ON oc.bucket = s.bucket AND oc.owner_id = s.id \
+                 WHERE s.bucket = ",
+            $bucket,
+            " AND s.key = ",
+            $key,
+            " LIMIT 1 \
+             ) AS fallback"
+        )
+    };
+}
+pub(super) use fact_columns;

@@ -31,9 +31,10 @@ use uuid::Uuid;
 use super::accounts::{
     Accounts, NewContact, OwnerRef, OwnerSummary, ReminderRecord, TokenCounts, TokenFilter, TokenOrder,
 };
-use super::common::common_operations;
 use super::common_messages::{common_messages, message_query};
+use super::common_owners::common_owners;
 use super::common_rows::common_rows;
+use super::common_tokens::common_tokens;
 use super::due::{Due, ToExpire, ToExpireRow, ToRemind, ToRemindRow, due_operations};
 use super::guards::{ALERT, COUNTED, Counted, Guards, HELD, Held, HeldRow, guard_operations};
 use super::indexes::SERVED;
@@ -292,7 +293,12 @@ impl Store for Sqlite {
 
 common_rows!(sqlx::Sqlite, lock = "");
 job_operations!(Sqlite, sqlx::Sqlite, after_a_run = Some(SHRINK));
-common_operations!(Sqlite, sqlx::Sqlite, lock = "", id_digits = "LOWER(HEX(id))");
+
+impl Accounts for Sqlite {
+    common_owners!(lock = "", id_digits = "LOWER(HEX(id))");
+    common_tokens!(sqlx::Sqlite, id_digits = "LOWER(HEX(id))");
+}
+
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");
 report_operations!(Sqlite);

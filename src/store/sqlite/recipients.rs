@@ -10,7 +10,7 @@ use super::json::{hex, json};
 use crate::clock::Timestamp;
 use crate::policies::Traits;
 use crate::store::Result;
-use crate::store::recipients::{Addressee, Facts, Recipients};
+use crate::store::recipients::{Addressee, Facts, Recipients, fact_columns};
 use crate::store::row::{self, At, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
@@ -116,24 +116,8 @@ impl Recipients for Sqlite {
         let rows: Vec<FactRow> = sqlx::query_as(concat!(
             "SELECT ",
             token_columns!(),
-            ", o.key AS owner_key, o.name AS owner_name, o.time_zone AS owner_time_zone, o.locale AS owner_locale, \
-             n.contact_id, \
-             EXISTS ( \
-                 SELECT 1 FROM owner_contacts oc \
-                 WHERE oc.bucket = t.bucket AND oc.owner_id = t.owner_id AND oc.contact_id = n.contact_id \
-             ) AS speaks_for, \
-             EXISTS ( \
-                 SELECT 1 FROM token_contacts tc \
-                 WHERE tc.bucket = t.bucket AND tc.token_id = t.id AND tc.contact_id = n.contact_id \
-             ) AS watches, \
-             ( \
-                 SELECT oc.contact_id \
-                 FROM owners s \
-                 JOIN owner_contacts oc ON oc.bucket = s.bucket AND oc.owner_id = s.id \
-                 WHERE s.bucket = $2 AND s.key = $3 \
-                 LIMIT 1 \
-             ) AS fallback \
-             FROM ( \
+            fact_columns!(bucket = "$2", key = "$3"),
+            " FROM ( \
                  SELECT value ->> 0 AS bucket, UNHEX(value ->> 1) AS id, UNHEX(value ->> 2) AS contact_id \
                  FROM json_each($1) \
              ) AS n \
