@@ -31,7 +31,7 @@ pub struct LedgerRow {
 
 /// What reports and metrics ask.
 pub trait Reports {
-    /// The messages that wait, without those that are held: [`Planning::held`](super::Planning::held) tells of these. Costs
+    /// The messages that wait, without those that are held: [`Guards::held`](super::Guards::held) tells of these. Costs
     /// what waits, not what exists.
     ///
     /// # Errors
