@@ -2,8 +2,11 @@
 //! itself. Everything arrives, and nothing twice.
 //!
 //! Four messages stand at the final dot, and are taken while the store cannot be written. What follows is one story, on a
-//! file that may not grow, a PostgreSQL whose disk is full, one that is set to only read, and one that was demoted.
+//! disk that is full, a file that may not grow, a PostgreSQL whose disk is full, one that is set to only read, and one that was
+//! demoted.
 
+use std::io::Write;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::support::backend::{Backend, OnPostgres, OnSqlite};
@@ -20,14 +23,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A queue, a daemon that works it off, and a mail server that holds the first message of each session.
 struct Story<B> {
     place: Place,
-    backend: B,
+    /// `None` where nobody but the daemon gets at the store.
+    backend: Option<B>,
     server: Server,
     daemon: Daemon,
 }
 
 impl<B: Backend> Story<B> {
     /// Begins, and returns when each session has a message at its end, and nothing is recorded.
-    async fn begin(backend: B, place: Place, daemon: impl FnOnce(&Place) -> Daemon) -> Self {
+    async fn begin(place: Place, daemon: impl FnOnce(&Place) -> Daemon, backend: Option<B>) -> Self {
         plan(&place, MESSAGES);
         let mut held = 0..CONNECTIONS;
         let server = Script::new().pipelining().decide(Phase::Dot, move |_| held.next().map(|_| Action::Stall));
@@ -68,8 +72,16 @@ impl<B: Backend> Story<B> {
         assert!(!log.contains("took this message over"), "{log}");
     }
 
+    fn backend(&self) -> &B {
+        self.backend.as_ref().expect("a store that a test gets at")
+    }
+
     async fn sent(&self) -> usize {
-        let sent = self.backend.count("SELECT COUNT(*) FROM messages WHERE state = 'sent'").await;
+        let Some(backend) = &self.backend else {
+            // Said when it is recorded.
+            return self.daemon.log().matches("sent a message").count();
+        };
+        let sent = backend.count("SELECT COUNT(*) FROM messages WHERE state = 'sent'").await;
         sent.try_into().expect("a count")
     }
 }
@@ -77,15 +89,41 @@ impl<B: Backend> Story<B> {
 impl Story<OnPostgres> {
     async fn on_postgres(backend: OnPostgres) -> Self {
         let place = Place::with_store(&backend.database.url);
-        Self::begin(backend, place, Place::daemon).await
+        Self::begin(place, Place::daemon, Some(backend)).await
     }
 }
 
 /// Sets how large the files may grow that a process writes.
 fn limit_files(daemon: &Daemon, most: &str) {
     let arguments = [format!("--pid={}", daemon.id()), format!("--fsize={most}:unlimited")];
-    let set = std::process::Command::new("prlimit").args(&arguments).status().expect("prlimit");
+    let set = Command::new("prlimit").args(&arguments).status().expect("prlimit");
     assert!(set.success(), "prlimit {arguments:?}");
+}
+
+/// A file system of its own, which goes away with the daemon, and is filled from outside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_is_full() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("small")).expect("a directory");
+    let mount = "mount -t tmpfs -o size=16m lapsed-full small";
+    let mut probe = Command::new("unshare");
+    probe.args(["--mount", "bash", "-c", mount]).current_dir(place.path("")).stderr(Stdio::null());
+    if !probe.status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: a file system of its own needs root");
+        return;
+    }
+    let moved =
+        format!("{mount} && cp lapsed.db small && LAPSED__STORE__URL=sqlite:small/lapsed.db exec \"$0\" \"$@\"");
+    let filler = place.path("small/filler");
+    let script = format!("exec unshare --mount bash -c '{moved}' \"$0\" \"$@\"");
+    let mut story = Story::begin(place, |place| place.daemon_after(&script), None::<OnSqlite>).await;
+    let filler = format!("/proc/{}/root{}", story.daemon.id(), filler.display());
+    let mut file = std::fs::File::create(&filler).expect("a file");
+    while file.write(&[0; 4096]).is_ok_and(|written| written > 0) {}
+    story.goes_wrong("the store cannot be written: the disk is full").await;
+    std::fs::remove_file(filler).expect("it goes");
+    drop(file);
+    story.ends_well().await;
 }
 
 /// As with a quota: the write fails, and the signal that would come with it is ignored.
@@ -93,8 +131,8 @@ fn limit_files(daemon: &Daemon, most: &str) {
 async fn a_file_that_may_not_grow() {
     let backend = OnSqlite::fresh();
     let place = Place::with_store(&backend.url());
-    let mut story = Story::begin(backend, place, |place| place.daemon_after("trap '' XFSZ")).await;
-    let log = std::fs::metadata(story.backend.file().with_extension("db-wal")).expect("the write-ahead log").len();
+    let mut story = Story::begin(place, |place| place.daemon_after("trap '' XFSZ"), Some(backend)).await;
+    let log = std::fs::metadata(story.backend().file().with_extension("db-wal")).expect("the write-ahead log").len();
     assert!(log > 1 << 16, "the daemon's own log is shorter: {log}");
     limit_files(&story.daemon, &log.to_string());
     story.goes_wrong("the store cannot be written: a write failed").await;
@@ -121,9 +159,9 @@ const FULL_DISK: &str = "
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_whose_disk_is_full() {
     let mut story = Story::on_postgres(OnPostgres::make().await).await;
-    story.backend.execute(FULL_DISK).await;
+    story.backend().execute(FULL_DISK).await;
     story.goes_wrong("the store cannot be written: the disk is full").await;
-    story.backend.execute("UPDATE disk SET is_full = FALSE").await;
+    story.backend().execute("UPDATE disk SET is_full = FALSE").await;
     story.ends_well().await;
 }
 
@@ -132,13 +170,13 @@ async fn a_postgresql_whose_disk_is_full() {
 async fn a_postgresql_that_is_set_to_only_read() {
     let mut story = Story::on_postgres(OnPostgres::make().await).await;
     let only_read = |on: &str| {
-        let name = &story.backend.database.name;
+        let name = &story.backend().database.name;
         sqlx::AssertSqlSafe(format!("ALTER DATABASE {name} SET default_transaction_read_only = {on}"))
     };
     let (on, off) = (only_read("on"), only_read("off"));
-    let mut admin = story.backend.database.admin().await;
+    let mut admin = story.backend().database.admin().await;
     sqlx::query(on).execute(&mut admin).await.expect("a setting");
-    story.backend.database.cut_connections().await;
+    story.backend().database.cut_connections().await;
     story.goes_wrong("read-only transaction").await;
     sqlx::query(off).execute(&mut admin).await.expect("a setting");
     story.ends_well().await;
@@ -150,6 +188,6 @@ async fn a_postgresql_that_was_demoted() {
     let mut story = Story::on_postgres(OnPostgres::on(cluster.database().await)).await;
     cluster.demote();
     story.goes_wrong("read-only transaction").await;
-    cluster.promote(&story.backend.database).await;
+    cluster.promote(&story.backend().database).await;
     story.ends_well().await;
 }
