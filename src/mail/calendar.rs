@@ -7,7 +7,7 @@
 
 use std::fmt::Write as _;
 
-use chrono::TimeDelta;
+use chrono::{Datelike, TimeDelta, Timelike};
 
 use crate::clock::Timestamp;
 use crate::correction::{alarm_before, sequence};
@@ -93,7 +93,10 @@ fn span(span: TimeDelta) -> String {
 /// In UTC (RFC 5545, section 3.3.5, form 2), within the years that it can write.
 fn instant(at: Timestamp) -> String {
     let seconds = at.timestamp().clamp(0, 253_402_300_799);
-    Timestamp::from_timestamp(seconds, 0).unwrap_or_default().format("%Y%m%dT%H%M%SZ").to_string()
+    let at = Timestamp::from_timestamp(seconds, 0).unwrap_or_default();
+    let (date, time) = (at.date_naive(), at.time());
+    let (year, month, day) = (date.year(), date.month(), date.day());
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", time.hour(), time.minute(), time.second())
 }
 
 /// A text as a value (RFC 5545, section 3.3.11).
@@ -112,15 +115,15 @@ fn escaped(text: &str) -> String {
 
 /// Adds a content line, folded between characters (RFC 5545, section 3.1).
 fn folded(file: &mut String, line: &str) {
-    let mut used = 0;
-    for c in line.chars() {
-        if used + c.len_utf8() > LINE {
-            file.push_str("\r\n ");
-            used = 1;
-        }
-        file.push(c);
-        used += c.len_utf8();
+    let (mut rest, mut room) = (line, LINE);
+    while rest.len() > room {
+        let (piece, tail) = rest.split_at(rest.floor_char_boundary(room));
+        file.push_str(piece);
+        file.push_str("\r\n ");
+        // The space is one of the bytes of its line.
+        (rest, room) = (tail, LINE - 1);
     }
+    file.push_str(rest);
     file.push_str("\r\n");
 }
 

@@ -19,6 +19,9 @@ const NO_LINK: char = '\u{200b}';
 /// assert_eq!(one_line("abcdef", 4), "abc…");
 /// ```
 pub fn one_line(text: &str, max: usize) -> String {
+    if text.len() <= max && is_plain_line(text) {
+        return text.to_owned();
+    }
     let mut line = String::with_capacity(text.len().min(4 * max));
     let mut count = 0;
     let mut space = false;
@@ -52,6 +55,15 @@ pub fn one_line(text: &str, max: usize) -> String {
     line
 }
 
+/// Whether a text is ASCII that shows, in words with one space between them, as most texts are.
+fn is_plain_line(text: &str) -> bool {
+    let mut last = b' ';
+    text.bytes().all(|byte| {
+        let before = std::mem::replace(&mut last, byte);
+        matches!(byte, b'!'..=b'~') || (byte == b' ' && before != b' ')
+    }) && (last != b' ' || text.is_empty())
+}
+
 /// A mail server's words for the log, which holds no addresses: what has an `@` within is left out.
 ///
 /// ```
@@ -82,6 +94,9 @@ pub fn header_line(text: &str, max: usize) -> String {
 /// assert_eq!(unlinked("deploy key (CI)."), "deploy key (CI).");
 /// ```
 pub fn unlinked(text: &str) -> String {
+    if !text.bytes().any(|byte| matches!(byte, b'.' | b'@' | b':')) {
+        return text.to_owned();
+    }
     let mut result = String::with_capacity(text.len() + 8);
     let mut rest = text.chars().peekable();
     let mut before = ' ';

@@ -259,8 +259,8 @@ impl Composer {
         let words = MultiPart::builder()
             .kind(MultiPartKind::Alternative)
             .boundary(boundary("words"))
-            .singlepart(part(ContentType::TEXT_PLAIN, written.text))
-            .singlepart(part(ContentType::TEXT_HTML, written.html));
+            .singlepart(SinglePart::builder().header(ContentType::TEXT_PLAIN).body(body(written.text)))
+            .singlepart(SinglePart::builder().header(ContentType::TEXT_HTML).body(body(written.html)));
         let parts = if calendars.is_empty() {
             words
         } else {
@@ -268,7 +268,7 @@ impl Composer {
         };
         let parts = calendars.into_iter().try_fold(parts, |parts, Calendar { name, text, method }| {
             let kind = ContentType::parse(&format!("text/calendar; charset=utf-8; method={}", method.as_str()))?;
-            Ok::<_, ComposeError>(parts.singlepart(Attachment::new(name.to_owned()).body(text, kind)))
+            Ok::<_, ComposeError>(parts.singlepart(Attachment::new(name.to_owned()).body(body(text), kind)))
         })?;
         Ok(mail.multipart(parts)?.formatted())
     }
@@ -285,27 +285,27 @@ impl Composer {
 
 /// A text that goes as it is where every mail server takes it so: ASCII, and no line too long. lettre would encode lines of
 /// more than 76 characters, of which HTML has many.
-fn part(kind: ContentType, text: String) -> SinglePart {
-    let body = match as_it_is(&text) {
+fn body(text: String) -> Body {
+    match as_it_is(&text) {
         Some(bytes) => Body::dangerous_pre_encoded(bytes, ContentTransferEncoding::SevenBit),
         None => Body::new(text),
-    };
-    SinglePart::builder().header(kind).body(body)
+    }
 }
 
 /// The text with the line ends of a mail; `None` where it must be encoded.
 fn as_it_is(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() {
+    if !text.is_ascii() || text.contains('\0') {
         return None;
     }
     let mut bytes = Vec::with_capacity(text.len() + text.len() / 16);
-    for line in text.as_bytes().split_inclusive(|byte| *byte == b'\n') {
-        let (line, ends) = line.strip_suffix(b"\n").map_or((line, false), |line| (line, true));
-        if line.len() > LONGEST_LINE || line.iter().any(|byte| matches!(byte, b'\0' | b'\r')) {
+    for line in text.split_inclusive('\n') {
+        let end = line.ends_with('\n');
+        let line = line.strip_suffix("\r\n").or_else(|| line.strip_suffix('\n')).unwrap_or(line);
+        if line.len() > LONGEST_LINE || line.contains('\r') {
             return None;
         }
-        bytes.extend_from_slice(line);
-        if ends {
+        bytes.extend_from_slice(line.as_bytes());
+        if end {
             bytes.extend_from_slice(b"\r\n");
         }
     }

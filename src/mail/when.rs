@@ -7,8 +7,8 @@
 
 use std::fmt;
 
-use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Utc};
-use chrono_tz::Tz;
+use chrono::{DateTime, Datelike, NaiveDate, TimeDelta, Timelike, Utc};
+use chrono_tz::{OffsetName, Tz};
 
 use crate::clock::Timestamp;
 
@@ -151,7 +151,11 @@ pub fn days_left_in_week(now: Timestamp, zone: Tz) -> i64 {
 }
 
 fn time_of_day(moment: DateTime<Tz>) -> String {
-    moment.format(if moment.timestamp() % 60 == 0 { "%H:%M" } else { "%H:%M:%S" }).to_string()
+    let (hour, minute) = (moment.hour(), moment.minute());
+    match moment.second() {
+        0 => format!("{hour:02}:{minute:02}"),
+        second => format!("{hour:02}:{minute:02}:{second:02}"),
+    }
 }
 
 /// The deadline's date and time of day: "on 31 January 2027 at 09:30", or "at the end of 31 January 2027" at midnight.
@@ -176,16 +180,16 @@ pub fn date_phrase(deadline: Timestamp, zone: Tz) -> String {
 /// ```
 pub fn exact(instant: Timestamp, zone: Tz) -> String {
     let moment = local(instant, zone);
-    let text = moment.format("%Y-%m-%d %H:%M:%S").to_string();
-    let abbreviation = moment.format("%Z").to_string();
+    let (date, time) = (moment.date_naive(), moment.time());
+    let abbreviation = moment.offset().abbreviation().unwrap_or_default();
     if abbreviation == "UTC" {
-        return format!("{text} UTC");
+        return format!("{date} {time} UTC");
     }
     let offset = moment.format("%:z");
     if abbreviation.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        format!("{text} {abbreviation} (UTC{offset})")
+        format!("{date} {time} {abbreviation} (UTC{offset})")
     } else {
-        format!("{text} (UTC{offset})")
+        format!("{date} {time} (UTC{offset})")
     }
 }
 

@@ -17,44 +17,68 @@ pub const COLUMNS: usize = 72;
 /// assert_eq!(text.lines().nth(1), Some("          word word word word word word word word"));
 /// ```
 pub fn hanging(first: &str, text: &str) -> String {
-    let indent = first.width().min(COLUMNS / 2);
+    let indent = width(first).min(COLUMNS / 2);
     let room = COLUMNS - indent;
-    let mut result = first.to_owned();
-    let mut used = 0;
-    for word in text.split_whitespace().flat_map(|word| pieces(word, room)) {
-        let width = word.width();
-        if used > 0 && used + 1 + width > room {
-            result.push('\n');
-            result.extend(std::iter::repeat_n(' ', indent));
-            used = 0;
-        } else if used > 0 {
-            result.push(' ');
-            used += 1;
+    let mut lines = Lines { text: String::with_capacity(first.len() + text.len() + text.len() / 8), indent, used: 0 };
+    lines.text.push_str(first);
+    for word in text.split_whitespace() {
+        let width = width(word);
+        if width <= room || word.contains("://") {
+            lines.put(word, width);
+        } else {
+            lines.put_in_pieces(word);
         }
-        result.push_str(word);
-        used += width;
     }
-    result
+    lines.text
 }
 
-/// A word in pieces that fit into a line.
-fn pieces(word: &str, room: usize) -> Vec<&str> {
-    if word.contains("://") {
-        return vec![word];
+/// Lines that are being filled.
+struct Lines {
+    text: String,
+    indent: usize,
+    /// What the line has behind its indentation, in columns.
+    used: usize,
+}
+
+impl Lines {
+    fn room(&self) -> usize {
+        COLUMNS - self.indent
     }
-    let mut pieces = Vec::new();
-    let mut rest = word;
-    while rest.width() > room {
-        // The width of a text is not the sum of its characters' widths, so ask for each prefix; a word is short.
-        let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
-        let end = ends.take_while(|end| rest[..*end].width() <= room).last();
-        let end = end.unwrap_or_else(|| rest.chars().next().map_or(rest.len(), char::len_utf8));
-        let (piece, tail) = rest.split_at(end);
-        pieces.push(piece);
-        rest = tail;
+
+    /// Adds a word of this width.
+    fn put(&mut self, word: &str, width: usize) {
+        if self.used > 0 && self.used + 1 + width > self.room() {
+            self.text.push('\n');
+            self.text.extend(std::iter::repeat_n(' ', self.indent));
+            self.used = 0;
+        } else if self.used > 0 {
+            self.text.push(' ');
+            self.used += 1;
+        }
+        self.text.push_str(word);
+        self.used += width;
     }
-    pieces.push(rest);
-    pieces
+
+    /// Adds a word that is wider than a line.
+    fn put_in_pieces(&mut self, word: &str) {
+        let room = self.room();
+        let mut rest = word;
+        while rest.width() > room {
+            // The width of a text is not the sum of its characters' widths, so ask for each prefix; a word is short.
+            let ends = rest.char_indices().map(|(at, c)| at + c.len_utf8());
+            let end = ends.take_while(|end| rest[..*end].width() <= room).last();
+            let end = end.unwrap_or_else(|| rest.chars().next().map_or(rest.len(), char::len_utf8));
+            let (piece, tail) = rest.split_at(end);
+            self.put(piece, piece.width());
+            rest = tail;
+        }
+        self.put(rest, rest.width());
+    }
+}
+
+/// In columns. What is ASCII, as most words are, has one for each byte.
+fn width(text: &str) -> usize {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) { text.len() } else { text.width() }
 }
 
 #[cfg(test)]
