@@ -10,9 +10,8 @@ use crate::clock::Timestamp;
 use crate::policies::{Group, Traits, group_of};
 use crate::policy::{Deadline, Decision, Lead, Policy, Usage, due_reminders};
 use crate::store::accounts::ReminderState;
-use crate::store::planning::Candidate;
 use crate::store::reports::LedgerRow;
-use crate::token::{ContactId, OwnerId, TokenId};
+use crate::token::{ContactId, TokenId};
 
 /// What happens on a day.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,21 +31,12 @@ pub struct Day {
 pub struct Ahead {
     /// Which token.
     pub token: TokenId,
-    /// Whose it is.
-    pub owner: OwnerId,
     /// Which of its deadlines this is.
     pub generation: i32,
     /// Its deadline.
     pub deadline: Deadline,
     /// Whether anybody still uses it. What nobody uses now is taken to stay so.
     pub usage: Usage,
-}
-
-impl From<&Candidate> for Ahead {
-    fn from(candidate: &Candidate) -> Self {
-        let Candidate { id, owner, deadline, generation, usage, .. } = *candidate;
-        Self { token: id, owner, generation, deadline, usage }
-    }
 }
 
 /// What the ledger has already of deadlines that are ahead: it is not written again, and what is wider than what was said
@@ -88,6 +78,8 @@ pub struct Forecast {
     days: Vec<Day>,
     /// Who is mailed on each day, as far as tokens may still be added to it.
     mailed: Vec<HashSet<ContactId>>,
+    /// To how many days, from the first one on, none is added any more.
+    complete: usize,
 }
 
 impl Forecast {
@@ -103,6 +95,7 @@ impl Forecast {
             zone,
             days: vec![Day::default(); usize::from(days)],
             mailed: vec![HashSet::new(); usize::from(days)],
+            complete: 0,
         }
     }
 
@@ -120,8 +113,10 @@ impl Forecast {
     /// From here on, tokens whose deadline lies before this instant are not added any more: memory follows the days that may
     /// still change.
     pub fn reached(&mut self, deadline: Timestamp) {
-        let complete = (0..self.days.len()).take_while(|day| self.after_days(*day as i64) < deadline).count();
-        self.mailed.iter_mut().take(complete).for_each(|mailed| *mailed = HashSet::new());
+        while self.complete < self.days.len() && self.after_days(self.complete as i64) < deadline {
+            self.mailed[self.complete] = HashSet::new();
+            self.complete += 1;
+        }
     }
 
     /// After the day with this number, wherever the calendar's day ends, and the widest lead.
@@ -233,8 +228,7 @@ mod tests {
 
     fn ahead(deadline: Deadline) -> Ahead {
         let bucket = Bucket::from_number(7);
-        let (token, owner) = (TokenId::new(bucket, now()), OwnerId::new(bucket, now()));
-        Ahead { token, owner, generation: 0, deadline, usage: used() }
+        Ahead { token: TokenId::new(bucket, now()), generation: 0, deadline, usage: used() }
     }
 
     fn counts(forecast: &Forecast) -> Vec<(u64, u64, u64)> {

@@ -1,14 +1,18 @@
 //! Contacts that watch one token, as a story on each back end: they are told besides the owner's, and for as long as they
 //! watch.
 
+use std::collections::BTreeSet;
+
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::world::{World, at, dawn, days};
 use lapsed::change;
 use lapsed::clock::Timestamp;
 use lapsed::expires::Expires;
+use lapsed::forecast::Ahead;
+use lapsed::policies::Traits;
 use lapsed::store::imports::{ImportRow, ImportRun, RowOutcome};
-use lapsed::store::{Accounts, Imports, Messages};
-use lapsed::token::TokenId;
+use lapsed::store::{Accounts, Bounces, Imports, Messages, Reports};
+use lapsed::token::{ContactId, TokenId};
 use uuid::Uuid;
 
 on_every_back_end!(
@@ -20,6 +24,7 @@ on_every_back_end!(
     a_dead_watcher_is_passed_over,
     a_watcher_that_was_told_is_enough,
     a_list_names_who_watches,
+    what_lies_ahead_comes_with_all_who_are_told,
 );
 
 async fn watch<B: Backend>(world: &World<B>, token: TokenId, address: &str) {
@@ -174,4 +179,45 @@ async fn a_list_names_who_watches<B: Backend>() {
     let watchers: Vec<&str> = watchers.iter().map(|contact| contact.address.as_str()).collect();
     assert_eq!(watchers, ["alice@example.org", "audit@example.org", "security@example.org"]);
     assert_eq!(world.store.contacts_of(token.owner).await.expect("a read").len(), 1, "they do not speak for the owner");
+}
+
+async fn what_lies_ahead_comes_with_all_who_are_told<B: Backend>() {
+    let world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org", "team@example.org"]).await;
+    let bot = world.owner("bot", &[]).await;
+    let late = world.token(alice, 30).await;
+    let soon = world.token(alice, 20).await;
+    let silent = world.token(bot, 25).await;
+    let revoked = world.token(alice, 22).await;
+    let now = world.now();
+    world.store.change_token(revoked, |token| change::revoke(token, now)).await.expect("allowed");
+    world.token(alice, 20).await;
+    world.token(alice, 40).await;
+    for address in ["security@example.org", "team@example.org", "ravi@example.org"] {
+        watch(&world, soon, address).await;
+    }
+    let (from, until) = (world.now() + days(19), world.now() + days(30));
+    let mut ahead = Vec::new();
+    let visit = |token: Ahead, traits: Option<Traits>, contacts: &[ContactId]| {
+        let contacts: BTreeSet<ContactId> = contacts.iter().copied().collect();
+        ahead.push((token.token, traits.map(|traits| traits.owner_key), contacts.len()));
+    };
+    world.store.each_ahead(from, until, true, visit).await.expect("a read");
+    ahead[..2].sort_by_key(|(.., contacts)| std::cmp::Reverse(*contacts));
+    let of = |key: &str| Some(key.to_owned());
+    let (same_day, rest) = ahead.split_at(2);
+    assert_eq!(same_day[0], (soon, of("alice"), 4), "her two, one of whom watches too, and the two others");
+    assert_eq!((&same_day[1].1, same_day[1].2), (&of("alice"), 2));
+    assert_eq!(rest, [(silent, of("bot"), 0), (late, of("alice"), 2)], "by their deadlines, the last one included");
+
+    let mut undescribed = 0;
+    let count = |_: Ahead, traits: Option<Traits>, _: &[ContactId]| undescribed += usize::from(traits.is_none());
+    world.store.each_ahead(from, until - days(1), false, count).await.expect("a read");
+    assert_eq!(undescribed, 3);
+
+    assert_eq!(world.store.suppressed().await.expect("a read").len(), 0);
+    let contact = world.store.find_contact(&at("team@example.org")).await.expect("a read").expect("a contact");
+    world.store.suppress_contact(contact.id, "550 5.1.1 no such address", world.now()).await.expect("a write");
+    let suppressed = world.store.suppressed().await.expect("a read");
+    assert_eq!(suppressed.into_iter().collect::<Vec<_>>(), [contact.id]);
 }

@@ -1,6 +1,6 @@
 //! `lapsed forecast`: what the coming days bring.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -15,21 +15,11 @@ use crate::config::{self, Settings};
 use crate::forecast::{Ahead, Day, Forecast as Coming, Told};
 use crate::policies::Traits;
 use crate::policy::{Lead, SAME_DEADLINE};
-use crate::store::planning::{Candidate, Watermark};
-use crate::store::{self, Store};
-use crate::token::{ContactId, OwnerId, TokenId};
+use crate::store::Store;
+use crate::token::ContactId;
 
 /// The columns of the longest bar.
 const BAR: u64 = 30;
-
-/// How many tokens are read at once: the more, the more of what is asked about them lies side by side.
-const BATCH: u32 = 20_000;
-
-/// Of how many owners the contacts are remembered from page to page.
-const REMEMBERED: usize = 100_000;
-
-/// The contacts of owners that take mail.
-type Speakers = HashMap<OwnerId, Vec<ContactId>>;
 
 /// `lapsed forecast`
 #[derive(Debug, Args)]
@@ -129,10 +119,10 @@ impl Forecast {
 async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> anyhow::Result<()> {
     let widest = coming.iter().filter_map(Coming::widest).max().map_or(TimeDelta::zero(), Lead::span);
     let until = coming.iter().map(Coming::until).max().unwrap_or(now);
+    let suppressed = store.suppressed().await?;
     // What the ledger has already matters where a reminder is due now, and is read for some days at a time.
     let window = (widest / 30).max(TimeDelta::days(1));
     let due_now = now.checked_add_signed(widest).unwrap_or(until).min(until);
-    let mut speakers = Speakers::new();
     let mut from = now;
     while from < due_now {
         let end = (from + window).min(due_now);
@@ -143,10 +133,10 @@ async fn fill<S: Store>(store: &S, now: Timestamp, coming: &mut [Coming]) -> any
         };
         // A deadline may have moved a little since its reminders were written.
         store.each_ledger_row(from - SAME_DEADLINE, end + SAME_DEADLINE, read).await?;
-        add(store, (from, end), &told, &mut speakers, coming).await?;
+        add(store, (from, end), &told, &suppressed, coming).await?;
         from = end;
     }
-    add(store, (from, until), &Told::default(), &mut speakers, coming).await
+    add(store, (from, until), &Told::default(), &suppressed, coming).await
 }
 
 /// Adds the tokens whose deadline lies after `from` and not after `until`.
@@ -154,64 +144,21 @@ async fn add<S: Store>(
     store: &S,
     (from, until): (Timestamp, Timestamp),
     told: &Told,
-    speakers: &mut Speakers,
+    suppressed: &HashSet<ContactId>,
     coming: &mut [Coming],
 ) -> anyhow::Result<()> {
-    let mut page = store.crossing(Lead::EXPIRED, Watermark::after(from), until, BATCH).await?;
-    while let Some(last) = page.last() {
-        let reached = Watermark { instant: last.deadline.expires_at, token: last.id.uuid() };
-        let next = store.crossing(Lead::EXPIRED, reached, until, BATCH);
-        let described = coming.iter().any(Coming::has_groups);
-        let (next, (watchers, traits)) = tokio::try_join!(next, about(store, &page, described, speakers))?;
-        for token in &page {
-            let own = speakers.get(&token.owner).map_or(&[][..], Vec::as_slice);
-            let all: Vec<ContactId>;
-            let contacts = match watchers.get(&token.id) {
-                None => own,
-                Some(watchers) => {
-                    all = own.iter().chain(watchers).copied().collect();
-                    &all
-                }
-            };
-            let traits = traits.get(&token.id);
-            for forecast in coming.iter_mut() {
-                let group = traits.and_then(|traits| forecast.group_of(traits));
-                forecast.add(&Ahead::from(token), group, told, contacts);
-            }
+    let described = coming.iter().any(Coming::has_groups);
+    let mut takes_mail = Vec::new();
+    let visit = |token: Ahead, traits: Option<Traits>, contacts: &[ContactId]| {
+        takes_mail.clear();
+        takes_mail.extend(contacts.iter().filter(|contact| !suppressed.contains(contact)));
+        for forecast in coming.iter_mut() {
+            forecast.reached(token.deadline.expires_at);
+            let group = traits.as_ref().and_then(|traits| forecast.group_of(traits));
+            forecast.add(&token, group, told, &takes_mail);
         }
-        coming.iter_mut().for_each(|forecast| forecast.reached(reached.instant));
-        page = next;
-    }
-    Ok(())
-}
-
-/// Learns who speaks for the owners of a page, and returns who watches its tokens, as far as they take mail, and where asked for
-/// what policies match the tokens by.
-async fn about<S: Store>(
-    store: &S,
-    page: &[Candidate],
-    described: bool,
-    speakers: &mut Speakers,
-) -> store::Result<(HashMap<TokenId, Vec<ContactId>>, HashMap<TokenId, Traits>)> {
-    if speakers.len() > REMEMBERED {
-        speakers.clear();
-    }
-    // In the order of the tables.
-    let mut ids: Vec<TokenId> = page.iter().map(|token| token.id).collect();
-    ids.sort_unstable_by_key(|id| (id.bucket(), *id));
-    let owners = page.iter().map(|token| token.owner).filter(|owner| !speakers.contains_key(owner));
-    let mut owners: Vec<OwnerId> = owners.collect();
-    owners.sort_unstable_by_key(|owner| (owner.bucket(), *owner));
-    owners.dedup();
-    let traits = async { if described { store.traits(&ids).await } else { Ok(HashMap::new()) } };
-    let (mut new, mut watchers, traits) = tokio::try_join!(store.speakers(&owners), store.watchers(&ids), traits)?;
-    let mut all: Vec<ContactId> = new.values().chain(watchers.values()).flatten().copied().collect();
-    all.sort_unstable_by_key(|contact| (contact.bucket(), *contact));
-    all.dedup();
-    let taking = store.addressees(&all).await?;
-    new.values_mut().chain(watchers.values_mut()).for_each(|all| all.retain(|contact| taking.contains_key(contact)));
-    speakers.extend(owners.into_iter().map(|owner| (owner, new.remove(&owner).unwrap_or_default())));
-    Ok((watchers, traits))
+    };
+    Ok(store.each_ahead(from, until, described, visit).await?)
 }
 
 /// "1 token", "2 tokens".

@@ -14,6 +14,7 @@ mod planning;
 mod purging;
 mod recipients;
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Pool, QueryBuilder, Transaction};
+use sqlx::{AssertSqlSafe, Connection, Executor, FromRow, PgConnection, Pool, QueryBuilder, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
@@ -39,16 +40,18 @@ use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
 use super::purging::Cutoffs;
-use super::reports::{LedgerRow, Reports, report_operations};
+use super::reports::{LedgerRow, Reports, ahead, report_operations};
 use super::row::{
-    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
-    SummaryRow, TokenRow, token_columns,
+    self, AheadRow, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow,
+    ReportRow, SummaryRow, TokenRow, TraitsRow, token_columns,
 };
 use super::{Error, Indexes, Result, Store, migrations};
 use lines::Lines;
 
 use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::{DATABASE_TIME, Timestamp};
+use crate::forecast::Ahead;
+use crate::policies::Traits;
 use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token,
@@ -417,5 +420,5 @@ common_messages!(
     not_yet_due = "deadline > $2 + lead * INTERVAL '1 second'"
 );
 due_operations!(Postgres, lead = "watermarks.lead * INTERVAL '1 second'");
-report_operations!(Postgres);
+report_operations!(Postgres, scanning = "SET LOCAL work_mem = '32MB'");
 guard_operations!(Postgres);

@@ -1,5 +1,6 @@
 //! What was written about deadlines, for those who want to know afterwards how it went.
 
+use std::collections::HashSet;
 use std::future::Future;
 use std::ops::ControlFlow;
 
@@ -7,8 +8,10 @@ use super::Result;
 use super::accounts::ReminderState;
 use super::outbox::Waiting;
 use crate::clock::Timestamp;
+use crate::forecast::Ahead;
+use crate::policies::Traits;
 use crate::policy::Lead;
-use crate::token::{Token, TokenId};
+use crate::token::{ContactId, Token, TokenId};
 
 /// A row of the ledger, as reports need it.
 #[derive(Clone, Debug)]
@@ -57,6 +60,26 @@ pub trait Reports {
         visit: impl FnMut(Token, String) + Send,
     ) -> impl Future<Output = Result<()>> + Send;
 
+    /// Hands each active token whose deadline lies after `from` and not after `until` to `visit`, the earliest first, with the
+    /// contacts that speak for its owner or watch it, whether or not they take mail, and, where `described`, with what policies match
+    /// it by.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn each_ahead(
+        &self,
+        from: Timestamp,
+        until: Timestamp,
+        described: bool,
+        visit: impl FnMut(Ahead, Option<Traits>, &[ContactId]) + Send,
+    ) -> impl Future<Output = Result<()>> + Send;
+
+    /// The contacts that get no mail. Reads all contacts: not for the hot path.
+    ///
+    /// # Errors
+    /// When the store fails.
+    fn suppressed(&self) -> impl Future<Output = Result<HashSet<ContactId>>> + Send;
+
     /// Hands what was written about deadlines after `since`, up to `until`, to `visit`, one by one, until it says stop.
     ///
     /// # Errors
@@ -69,9 +92,28 @@ pub trait Reports {
     ) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// Implements [`Reports`] for a back end that has `begin_long_read()`.
+/// The tokens ahead, once for each contact. Index tokens_deadline.
+macro_rules! ahead {
+    ($columns:literal, $joins:literal) => {
+        concat!(
+            "SELECT t.id, t.expires_at, t.deadline_set_at, t.generation, t.secret_hash IS NOT NULL AS issued, t.last_used_at, \
+                    t.replaced_by, oc.contact_id AS speaker, tc.contact_id AS watcher",
+            $columns,
+            " FROM tokens t \
+             LEFT JOIN owner_contacts oc ON oc.bucket = t.bucket AND oc.owner_id = t.owner_id \
+             LEFT JOIN token_contacts tc ON tc.bucket = t.bucket AND tc.token_id = t.id ",
+            $joins,
+            " WHERE t.status = 'active' AND t.expires_at IS NOT NULL AND t.expires_at > $1 AND t.expires_at <= $2 \
+             ORDER BY t.expires_at, t.id"
+        )
+    };
+}
+pub(super) use ahead;
+
+/// Implements [`Reports`] for a back end that has `begin_long_read()`; `scanning` is what makes room in memory for what is read again
+/// and again while much of the store is read.
 macro_rules! report_operations {
-    ($store:ty) => {
+    ($store:ty, scanning = $scanning:literal) => {
         impl Reports for $store {
             async fn waiting(&self) -> Result<Waiting> {
                 let mut tx = self.begin_long_read().await?;
@@ -123,6 +165,53 @@ macro_rules! report_operations {
                     }
                 }
                 Ok(())
+            }
+
+            async fn each_ahead(
+                &self,
+                from: Timestamp,
+                until: Timestamp,
+                described: bool,
+                mut visit: impl FnMut(Ahead, Option<Traits>, &[ContactId]) + Send,
+            ) -> Result<()> {
+                let statement = if described {
+                    ahead!(
+                        ", t.kind, t.scopes, t.description, w.key AS owner_key",
+                        "JOIN owners w ON w.bucket = t.bucket AND w.id = t.owner_id"
+                    )
+                } else {
+                    ahead!("", "")
+                };
+                let mut tx = self.begin_long_read().await?;
+                sqlx::query($scanning).execute(&mut *tx).await?;
+                let mut rows = sqlx::query(statement).bind(At(from)).bind(At(until)).fetch(&mut *tx);
+                let mut last: Option<(Ahead, Option<Traits>, Vec<ContactId>)> = None;
+                while let Some(row) = rows.try_next().await? {
+                    let ahead = AheadRow::from_row(&row)?;
+                    let contacts = [ahead.speaker, ahead.watcher].into_iter().flatten().map(ContactId::from);
+                    match &mut last {
+                        Some((token, _, known)) if token.token == TokenId::from(ahead.id) => known.extend(contacts),
+                        _ => {
+                            let traits = if described { Some(TraitsRow::from_row(&row)?.try_into()?) } else { None };
+                            let next = (Ahead::from(&ahead), traits.map(|(_, traits): (TokenId, _)| traits), contacts.collect());
+                            if let Some((token, traits, known)) = last.replace(next) {
+                                visit(token, traits, &known);
+                            }
+                        }
+                    }
+                }
+                if let Some((token, traits, known)) = last {
+                    visit(token, traits, &known);
+                }
+                Ok(())
+            }
+
+            async fn suppressed(&self) -> Result<HashSet<ContactId>> {
+                let mut tx = self.begin_long_read().await?;
+                let rows: Vec<(Uuid,)> = sqlx::query_as("SELECT id FROM contacts WHERE suppressed_at IS NOT NULL")
+                    .fetch_all(&mut *tx)
+                    .await?;
+                Ok(rows.into_iter().map(|(id,)| id.into()).collect())
             }
 
             async fn each_ledger_row(

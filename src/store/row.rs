@@ -23,6 +23,7 @@ use super::planning::Candidate;
 use super::recipients::{Addressee, Facts};
 use super::{Error, Result};
 use crate::clock::Timestamp;
+use crate::forecast::Ahead;
 use crate::policies::Traits;
 use crate::policy::{Deadline, Lead, Usage};
 use crate::token::{Address, Contact, ContactId, Owner, Suppressed, Token, TokenId};
@@ -401,6 +402,32 @@ impl TryFrom<CandidateRow> for Candidate {
             moved_from: row.moved_from.map(|at| at.0),
             traits: None,
         })
+    }
+}
+
+row! {
+    /// A token and a contact that is told of it.
+    pub(super) struct AheadRow {
+        pub(super) id: Uuid,
+        expires_at: At,
+        deadline_set_at: At,
+        generation: i32,
+        issued: bool,
+        last_used_at: Option<At>,
+        replaced_by: Option<Uuid>,
+        pub(super) speaker: Option<Uuid>,
+        pub(super) watcher: Option<Uuid>,
+    }
+}
+
+impl From<&AheadRow> for Ahead {
+    fn from(row: &AheadRow) -> Self {
+        Self {
+            token: row.id.into(),
+            generation: row.generation,
+            deadline: Deadline { expires_at: row.expires_at.0, set_at: row.deadline_set_at.0 },
+            usage: Usage::new(row.issued, row.last_used_at.map(|at| at.0), row.replaced_by.map(Into::into)),
+        }
     }
 }
 

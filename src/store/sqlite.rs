@@ -14,6 +14,7 @@ mod planning;
 mod purging;
 mod recipients;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
@@ -25,7 +26,7 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Pool, QueryBuilder, SqliteConnection, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, FromRow, Pool, QueryBuilder, SqliteConnection, Transaction};
 use uuid::Uuid;
 
 use super::accounts::{
@@ -42,14 +43,16 @@ use super::jobs::{JobRecord, Jobs, LEASE, Lease, RECONCILE, job_operations};
 use super::messages::{CarriedRecord, MessageFilter, MessageRecord, Messages, Which};
 use super::outbox::{MessageKind, MessageState, WAITING, Waiting};
 use super::purging::Cutoffs;
-use super::reports::{LedgerRow, Reports, report_operations};
+use super::reports::{LedgerRow, Reports, ahead, report_operations};
 use super::row::{
-    self, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow, ReportRow,
-    SummaryRow, TokenRow, token_columns,
+    self, AheadRow, At, ContactRow, ContentRow, CountsRow, HistoryRow, JobRow, ListedRow, MessageRow, OwnerRow,
+    ReportRow, SummaryRow, TokenRow, TraitsRow, token_columns,
 };
 use super::{Error, Indexes, Result, Store, migrations};
 use crate::change::{Changed, Refused, mark_unplanned};
 use crate::clock::Timestamp;
+use crate::forecast::Ahead;
+use crate::policies::Traits;
 use crate::policy::Reason;
 use crate::token::{
     Address, Bucket, Contact, ContactId, IdRef, MessageId, Owner, OwnerId, SYSTEM_OWNER_KEY, SecretHash, Status, Token,
@@ -301,5 +304,5 @@ impl Accounts for Sqlite {
 
 common_messages!(Sqlite, sqlx::Sqlite, id_digits = "LOWER(HEX(m.id))", not_yet_due = "deadline > $2 + lead");
 due_operations!(Sqlite, lead = "watermarks.lead");
-report_operations!(Sqlite);
+report_operations!(Sqlite, scanning = "PRAGMA cache_size = -16384");
 guard_operations!(Sqlite);
