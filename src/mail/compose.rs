@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use lettre::address::Envelope;
 use lettre::message::header::{ContentTransferEncoding, ContentType, HeaderName, HeaderValue};
-use lettre::message::{Attachment, Body, Mailbox, MultiPart, MultiPartKind, SinglePart};
-
+use lettre::message::{Attachment, Body, Mailbox, MultiPart, SinglePart};
+use memchr::{memchr, memchr2};
 use minijinja::value::Value;
 
 use crate::clock::Timestamp;
@@ -75,9 +75,9 @@ pub enum ComposeError {
     /// A template fails on this letter.
     #[error("a mail template is wrong: {0}")]
     Template(#[from] minijinja::Error),
-    /// The calendar file cannot be attached.
-    #[error("the calendar file cannot be attached: {0}")]
-    Calendar(#[from] lettre::message::header::ContentTypeErr),
+    /// A part of the mail cannot be described.
+    #[error("a part of the mail has no type: {0}")]
+    Part(#[from] lettre::message::header::ContentTypeErr),
     /// The parts do not make a mail.
     #[error("the mail cannot be put together: {0}")]
     Mail(#[from] lettre::error::Error),
@@ -255,20 +255,19 @@ impl Composer {
         if let Some(thread) = self.thread(letter) {
             mail = mail.references(thread);
         }
-        let boundary = |kind: &str| format!("lapsed-{kind}-{}", letter.message);
-        let words = MultiPart::builder()
-            .kind(MultiPartKind::Alternative)
-            .boundary(boundary("words"))
+        let multipart = |kind: &str, mark: &str| {
+            let kind = format!("multipart/{kind}; boundary=\"lapsed-{mark}-{}\"", letter.message);
+            Ok::<_, ComposeError>(MultiPart::builder().header(ContentType::parse(&kind)?))
+        };
+        let words = multipart("alternative", "words")?
             .singlepart(SinglePart::builder().header(ContentType::TEXT_PLAIN).body(body(written.text)))
             .singlepart(SinglePart::builder().header(ContentType::TEXT_HTML).body(body(written.html)));
-        let parts = if calendars.is_empty() {
-            words
-        } else {
-            MultiPart::builder().kind(MultiPartKind::Mixed).boundary(boundary("parts")).multipart(words)
-        };
+        let parts = if calendars.is_empty() { words } else { multipart("mixed", "parts")?.multipart(words) };
         let parts = calendars.into_iter().try_fold(parts, |parts, Calendar { name, text, method }| {
             let kind = ContentType::parse(&format!("text/calendar; charset=utf-8; method={}", method.as_str()))?;
-            Ok::<_, ComposeError>(parts.singlepart(Attachment::new(name.to_owned()).body(body(text), kind)))
+            // Its lines end as those of a mail do, and none is too long.
+            let body = if text.is_ascii() { as_it_is(text.into_bytes()) } else { Body::new(text) };
+            Ok::<_, ComposeError>(parts.singlepart(Attachment::new(name.to_owned()).body(body, kind)))
         })?;
         Ok(mail.multipart(parts)?.formatted())
     }
@@ -286,30 +285,41 @@ impl Composer {
 /// A text that goes as it is where every mail server takes it so: ASCII, and no line too long. lettre would encode lines of
 /// more than 76 characters, of which HTML has many.
 fn body(text: String) -> Body {
-    match as_it_is(&text) {
-        Some(bytes) => Body::dangerous_pre_encoded(bytes, ContentTransferEncoding::SevenBit),
+    match with_line_ends(&text) {
+        Some(bytes) => as_it_is(bytes),
         None => Body::new(text),
     }
 }
 
+fn as_it_is(bytes: Vec<u8>) -> Body {
+    Body::dangerous_pre_encoded(bytes, ContentTransferEncoding::SevenBit)
+}
+
 /// The text with the line ends of a mail; `None` where it must be encoded.
-fn as_it_is(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.contains('\0') {
+fn with_line_ends(text: &str) -> Option<Vec<u8>> {
+    let text = text.as_bytes();
+    if !text.is_ascii() || memchr2(b'\0', b'\r', text).is_some() {
         return None;
     }
     let mut bytes = Vec::with_capacity(text.len() + text.len() / 16);
-    for line in text.split_inclusive('\n') {
-        let end = line.ends_with('\n');
-        let line = line.strip_suffix("\r\n").or_else(|| line.strip_suffix('\n')).unwrap_or(line);
-        if line.len() > LONGEST_LINE || line.contains('\r') {
+    let mut rest = text;
+    loop {
+        let (line, after) = match memchr(b'\n', rest) {
+            Some(end) => (&rest[..end], Some(&rest[end + 1..])),
+            None => (rest, None),
+        };
+        if line.len() > LONGEST_LINE {
             return None;
         }
-        bytes.extend_from_slice(line.as_bytes());
-        if end {
-            bytes.extend_from_slice(b"\r\n");
+        bytes.extend_from_slice(line);
+        match after {
+            Some(after) => {
+                bytes.extend_from_slice(b"\r\n");
+                rest = after;
+            }
+            None => return Some(bytes),
         }
     }
-    Some(bytes)
 }
 
 /// A mailbox whose name is one plain line (lettre panics at a line break in it) and whose domain is ASCII.

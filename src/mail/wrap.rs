@@ -21,13 +21,14 @@ pub fn hanging(first: &str, text: &str) -> String {
     let room = COLUMNS - indent;
     let mut lines = Lines { text: String::with_capacity(first.len() + text.len() + text.len() / 8), indent, used: 0 };
     lines.text.push_str(first);
-    for word in text.split_whitespace() {
-        let width = width(word);
-        if width <= room || word.contains("://") {
-            lines.put(word, width);
-        } else {
-            lines.put_in_pieces(word);
-        }
+    let mut put = |word: &str| match width(word) {
+        width if width <= room || word.contains("://") => lines.put(word, width),
+        _ => lines.put_in_pieces(word),
+    };
+    if text.is_ascii() {
+        text.split_ascii_whitespace().for_each(&mut put);
+    } else {
+        text.split_whitespace().for_each(&mut put);
     }
     lines.text
 }

@@ -49,6 +49,8 @@ const FILES: &[(&str, &str)] = files![
     "test/subject.txt",
     "token.html",
     "token.txt",
+    "tokens.html",
+    "tokens.txt",
     "words.txt",
     "de/alert/body.html",
     "de/alert/body.txt",
@@ -77,6 +79,8 @@ const FILES: &[(&str, &str)] = files![
     "de/test/subject.txt",
     "de/token.html",
     "de/token.txt",
+    "de/tokens.html",
+    "de/tokens.txt",
 ];
 
 /// All of them.

@@ -1,7 +1,7 @@
 //! Finds what is wrong with an operator's templates before a mail does.
 //!
 //! Two looks at each file. The first reads it: every variable that it takes from outside must be known, and so must every
-//! field of what is known by name (`own`, `corrected`, `escalated`, `token`, and `at` for instants). The second renders every sample
+//! field of what is known by name (`own`, `corrected`, `escalated`, `part`, `token`, and `at` for instants). The second renders every sample
 //! letter in every language, and so finds what has another name or depends on what happens. Neither runs for templates that
 //! are built in.
 
@@ -96,9 +96,10 @@ fn read(
     }
 }
 
-/// Whether what is beside the mails may take this from whoever imports it: `token` and `at` are what its macros are given.
+/// Whether what is beside the mails may take this from whoever includes or imports it: `part` and `token`, and `at`, which macros
+/// are given.
 fn is_shared(name: &str, variable: &str) -> bool {
-    mail_of(name).is_none() && (variable == "at" || variable == "token")
+    mail_of(name).is_none() && matches!(variable, "part" | "token" | "at")
 }
 
 fn mail_of(name: &str) -> Option<Kind> {
@@ -137,14 +138,15 @@ fn unknown_field<'a>(parts: &[&'a str], samples: &[&Value]) -> Option<(&'a str, 
     None
 }
 
-/// What a name stands for in a sample. In loops and macros a token is called `token`, and an instant `at`.
+/// What a name stands for in a sample. A part of a mail is called `part`, in loops and macros a token `token`, and an instant `at`.
 fn named(known: &Value, name: &str) -> Option<Value> {
+    let parts = || ["own", "corrected", "escalated"].into_iter().filter_map(|part| known.get_attr(part).ok());
     let token = || {
-        let parts = ["own", "corrected", "escalated"].into_iter().filter_map(|part| known.get_attr(part).ok());
-        let mut first = parts.filter_map(|part| part.get_attr("first").ok());
+        let mut first = parts().filter_map(|part| part.get_attr("first").ok());
         first.find(|first| first.kind() == ValueKind::Map)
     };
     match name {
+        "part" => parts().find(|part| part.kind() == ValueKind::Map),
         "token" => token(),
         "at" => token()?.get_attr("deadline").ok(),
         _ => known.get_attr(name).ok().filter(|value| !value.is_undefined()),

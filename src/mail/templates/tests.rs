@@ -116,11 +116,12 @@ fn what_is_wrong_is_told_with_file_and_line_and_what_there_is() {
             "de/expired/body.txt:2: \"descripton\" is not known; of token there is change, created,",
         ),
         (
-            &[(
-                "token.txt",
-                "{% macro list(part) %}{% for token in part.listed %}{{ token.deadline.dya }}{% endfor %}{% endmacro %}",
-            )],
+            &[("token.txt", "{{ token.description }} {{ token.deadline.dya }}")],
             "token.txt:1: \"dya\" is not known; of token.deadline there is ahead, day, days",
+        ),
+        (
+            &[("tokens.txt", "{{ part.cuont }}")],
+            "tokens.txt:1: \"cuont\" is not known; of part there is count, expired",
         ),
         (
             &[("phrases.txt", "{% macro day(at) %}{{ at.dai }}{% endmacro %}")],
