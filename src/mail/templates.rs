@@ -149,10 +149,14 @@ impl Language {
     pub fn write(&self, kind: Kind, known: &Value) -> Result<Written, minijinja::Error> {
         let name = |file: &str| format!("{}/{file}", kind.as_str());
         let render = |file: &str, known: &Value| self.compiled.get_template(&name(file))?.render(known);
-        let known = minijinja::context! { locale => self.tag.as_str(), ..known.clone() };
+        // One map: what `context!` joins is looked through for each name.
+        let named = |key: Value| Some((key.as_str()?.to_owned(), known.get_item(&key).ok()?));
+        let mut known: BTreeMap<String, Value> = known.try_iter()?.filter_map(named).collect();
+        known.insert("locale".to_owned(), self.tag.as_str().into());
         // The subject first: the other two repeat it.
-        let subject = header_line(&render("subject.txt", &known)?, SHOWN);
-        let known = minijinja::context! { subject => unlinked(&subject), ..known };
+        let subject = header_line(&render("subject.txt", &Value::from_object(known.clone()))?, SHOWN);
+        known.insert("subject".to_owned(), unlinked(&subject).into());
+        let known = Value::from_object(known);
         Ok(Written { text: render("body.txt", &known)?, html: render("body.html", &known)?, subject })
     }
 
@@ -320,9 +324,23 @@ fn environment() -> Result<Environment<'static>, minijinja::Error> {
     let mut environment = Environment::new();
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-    environment.add_filter("wrap", |text: String, first: Option<String>| hanging(&first.unwrap_or_default(), &text));
-    environment.add_filter("field", |text: String, label: String| hanging(&format!("  {label:LABEL$}"), &text));
+    environment.add_filter("wrap", wrap);
+    environment.add_filter("field", field);
     Ok(environment)
+}
+
+/// Fills lines, with something before the first.
+fn wrap(text: Cow<'_, str>, first: Option<Cow<'_, str>>) -> String {
+    hanging(&first.unwrap_or_default(), &text)
+}
+
+/// Fills lines behind a label.
+fn field(text: Cow<'_, str>, label: Cow<'_, str>) -> String {
+    let mut first = String::with_capacity(2 + LABEL.max(label.len()));
+    first.push_str("  ");
+    first.push_str(&label);
+    first.extend(std::iter::repeat_n(' ', LABEL.saturating_sub(label.chars().count())));
+    hanging(&first, &text)
 }
 
 /// How people find a file.

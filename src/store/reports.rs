@@ -192,8 +192,11 @@ macro_rules! report_operations {
                     match &mut last {
                         Some((token, _, known)) if token.token == TokenId::from(ahead.id) => known.extend(contacts),
                         _ => {
-                            let traits = if described { Some(TraitsRow::from_row(&row)?.try_into()?) } else { None };
-                            let next = (Ahead::from(&ahead), traits.map(|(_, traits): (TokenId, _)| traits), contacts.collect());
+                            let traits = match described {
+                                true => Some(<(TokenId, Traits)>::try_from(TraitsRow::from_row(&row)?)?.1),
+                                false => None,
+                            };
+                            let next = (Ahead::from(&ahead), traits, contacts.collect());
                             if let Some((token, traits, known)) = last.replace(next) {
                                 visit(token, traits, &known);
                             }

@@ -135,6 +135,7 @@ async fn a_year() {
 #[tokio::test]
 async fn a_year_on_postgres() {
     if !long() {
+        eprintln!("skipped: a year on PostgreSQL is for LAPSED_TEST_LONG=1");
         return;
     }
     let history = year(&mut Random(2_000), 3_000, 2);
