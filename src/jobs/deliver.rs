@@ -535,10 +535,22 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 },
                 () = tokio::time::sleep_until(self.gathers_until), if self.gathers() => {}
             }
-            if !self.gathers()
-                && let Err(error) = self.record_ended().await
-            {
+            if self.gathers() {
+                continue;
+            }
+            // Both go on: the work may hold what this waits for, such as SQLite's one connection that writes.
+            let (recorded, done) = {
+                let mut recorded = pin!(self.record_ended());
+                tokio::select! {
+                    recorded = &mut recorded => (recorded, None),
+                    done = &mut work => (recorded.await, Some(done)),
+                }
+            };
+            if let Err(error) = recorded {
                 result = Err(error);
+            }
+            if let Some(done) = done {
+                return (done, result);
             }
         }
     }

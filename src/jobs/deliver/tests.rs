@@ -1,4 +1,5 @@
-//! What a killed process would send again, while the mail server is fast and the store cannot be written.
+//! What a killed process would send again, while the mail server is fast and the store cannot be written; and that delivery does
+//! not wait for itself.
 //!
 //! How far ahead messages are claimed follows the mail server, and depends on the machine: here it is as much as there can be.
 
@@ -11,10 +12,11 @@ use crate::clock::ManualClock;
 use crate::config::Limit;
 use crate::jobs::guard::Guard;
 use crate::jobs::{Rules, remind};
+use crate::mail::outcome::Phase;
 use crate::mail::transport::Memory;
 use crate::policy::Lead;
 use crate::store::accounts::NewContact;
-use crate::store::{Accounts, Jobs, Sqlite};
+use crate::store::{Accounts, Jobs, Outbox, Sqlite};
 use crate::token::{Address, Kind, Owner, OwnerId, Token};
 
 /// More than a process may claim.
@@ -29,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LISTENS: Duration = Duration::from_millis(500);
 
 const CLAIMED: &str = "SELECT COUNT(*) FROM messages WHERE state = 'sending'";
+const SUPPRESSED: &str = "SELECT COUNT(*) FROM contacts WHERE suppressed_at IS NOT NULL";
 const SENT: &str = "SELECT COUNT(*) FROM messages WHERE state = 'sent'";
 
 fn rules() -> Rules {
@@ -164,4 +167,36 @@ async fn no_more_is_handed_over_than_a_killed_process_may_repeat() {
     ids.sort_unstable();
     ids.dedup();
     assert_eq!((ids.len(), memory.delivered().len()), (MESSAGES, MESSAGES), "each arrived, once");
+}
+
+/// A claim has the one connection that writes while it is decided about a message whose contact is to be suppressed: that waits for
+/// the connection, and the claim goes on until it gives it back.
+#[tokio::test]
+async fn what_is_decided_meanwhile_keeps_no_claim_from_going_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite:{}", directory.path().join("lapsed.db").display());
+    let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_800_000_000, 0).expect("an instant")));
+    let store = due(&url, &clock).await;
+    let mut deliverer = deliverer(&store, &clock, &Memory::new());
+    let now = clock.now();
+    let bucket = store.queue(now).await.expect("a read").due.first().copied().expect("a bucket");
+    let claimed = store.claim(bucket, deliverer.holder, now, now + LEASE, 1).await.expect("a claim");
+    let message = claimed.into_iter().next().expect("a message");
+    deliverer.ended.push(Attempt {
+        message,
+        speaking: Vec::new(),
+        settled: Vec::new(),
+        passed_on: Vec::new(),
+        put_off: None,
+        lease_until: now + LEASE,
+        happened: Some(Happened::refused(Phase::Rcpt, 550, "5.1.1 no such user")),
+    });
+    // Something has been recorded: the next thing that is done is to look at what has ended.
+    deliverer.recording.begin(store.clone(), clock.clone(), Vec::new(), 0);
+    deliverer.recording.done().await;
+    let (claimed, recorded) = deliverer.meanwhile(store.claim(bucket, Uuid::new_v4(), now, now + LEASE, 1)).await;
+    assert_eq!(claimed.expect("a claim").len(), 1);
+    recorded.expect("it is decided as soon as the connection is free");
+    let mut connection = SqliteConnection::connect(&url).await.expect("a connection");
+    assert_eq!(count(&mut connection, SUPPRESSED).await, 1);
 }
