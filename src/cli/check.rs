@@ -9,7 +9,7 @@ use clap::Args;
 use super::listing::{FormatArg, Listing};
 use super::{Failure, Outcome};
 use crate::clock::SystemClock;
-use crate::config::{Settings, Transport};
+use crate::config::{Bounce, Settings, Transport};
 use crate::mail::domain::{self, Found as Domain};
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
@@ -189,6 +189,7 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
         None => Err(Wrong::Worth("nobody hears of what could not be delivered: set mail.fallback_to".to_owned())),
     };
     let mut findings = vec![("templates", templates), ("mail", way)];
+    findings.extend(mail.bounce.as_ref().map(|bounce| ("bounces", bounces(bounce))));
     if matches!(transport, Transport::Smtp(_)) {
         let senders = [Some(&from.email), mail.bounce.as_ref().map(|bounce| &bounce.mailbox)];
         let mut domains: Vec<&str> = senders.into_iter().flatten().map(lettre::Address::domain).collect();
@@ -201,12 +202,21 @@ async fn mail(settings: &Settings) -> Vec<Finding> {
     findings
 }
 
-fn templates(settings: &Settings) -> Found {
-    let problem = |failure: Failure| match failure {
+fn problem(failure: Failure) -> String {
+    match failure {
         Failure::Usage(problem) | Failure::Status(_, problem) => problem,
         Failure::Failed(error) => format!("{error:#}"),
         Failure::NotValid => String::new(),
-    };
+    }
+}
+
+/// Whether return paths can be signed: without that the daemon does not start.
+fn bounces(bounce: &Bounce) -> Found {
+    super::bounce::return_path(bounce).map_err(|failure| Wrong::Fails(problem(failure)))?;
+    Ok(format!("come back to {}, signed with the key in {}", bounce.mailbox, bounce.key_file.display()))
+}
+
+fn templates(settings: &Settings) -> Found {
     let composer = super::mail::composer(settings).map_err(|failure| Wrong::Fails(problem(failure)))?;
     let languages: Vec<&str> = composer.templates().languages().collect();
     let languages = languages.join(", ");
@@ -214,4 +224,30 @@ fn templates(settings: &Settings) -> Found {
         None => format!("the built-in ones, in {languages}"),
         Some(directory) => format!("the built-in ones and those of {}, in {languages}", directory.display()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_the_daemon_could_not_use_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let key_file = directory.path().join("bounce-key");
+        let bounce = Bounce { mailbox: "bounces@example.org".parse().expect("an address"), key_file: key_file.clone() };
+        for (key, why) in [(None, "cannot be read"), (Some("short"), "16 characters or more")] {
+            if let Some(key) = key {
+                std::fs::write(&key_file, key).expect("a file");
+            }
+            match bounces(&bounce) {
+                Err(Wrong::Fails(problem)) => {
+                    assert!(problem.contains("mail.bounce.key_file") && problem.contains(why), "{problem}");
+                }
+                other => panic!("{key:?}: {other:?}"),
+            }
+        }
+        std::fs::write(&key_file, "0123456789abcdef0123456789abcdef\n").expect("a file");
+        let found = bounces(&bounce).expect("a good key");
+        assert!(found.starts_with("come back to bounces@example.org, signed with the key in "), "{found}");
+    }
 }
