@@ -463,8 +463,8 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
         // One message shows whether the server still refuses everybody.
         let most = if self.pause.is_on() { usize::from(self.sessions.sending() == 0) } else { usize::MAX };
-        // What cannot be decided yet keeps no other from being claimed.
-        let tried = self.unrecorded() - self.judged.len() + self.recording.messages();
+        // Without those that are judged: what cannot be decided yet keeps no other from being claimed.
+        let tried = self.ended.len() + self.decided.len() + self.recording.messages();
         let in_hand = self.ready.len() + self.sessions.sending() + tried;
         self.pace.room(Instant::now(), self.window().saturating_sub(in_hand).min(most))
     }
