@@ -36,11 +36,13 @@ impl Timeliness {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Job {
     success: Option<Timestamp>,
     /// When it last got on: came to a good end, or did a step of a pass that goes on.
     got_on: Timestamp,
+    /// What ended its last pass in this process.
+    error: Option<String>,
 }
 
 /// What is known of the jobs of a store.
@@ -53,9 +55,12 @@ pub struct Health {
 impl Health {
     /// Jobs that run by this schedule, of which nothing is known before this instant.
     pub fn new(schedule: Schedule, started: Timestamp) -> Self {
-        let unknown = Job { success: None, got_on: started };
+        let unknown = Job { success: None, got_on: started, error: None };
         let jobs = [expire::NAME, remind::NAME, deliver::NAME, purge::NAME, RECONCILE];
-        Self { schedule: RwLock::new(schedule), jobs: Mutex::new(jobs.into_iter().map(|job| (job, unknown)).collect()) }
+        Self {
+            schedule: RwLock::new(schedule),
+            jobs: Mutex::new(jobs.into_iter().map(|job| (job, unknown.clone())).collect()),
+        }
     }
 
     /// The jobs run by another schedule from now on.
@@ -66,6 +71,18 @@ impl Health {
     /// A pass of a job came to a good end.
     pub fn succeeded(&self, job: &str, at: Timestamp) {
         self.note(job, Some(at), at);
+        self.set_error(job, None);
+    }
+
+    /// A pass of a job in this process ended with an error, which perhaps could not be recorded.
+    pub fn failed(&self, job: &str, error: String) {
+        self.set_error(job, Some(error));
+    }
+
+    /// The jobs whose last pass in this process failed, and why.
+    pub fn errors(&self) -> Vec<(&'static str, String)> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.iter().filter_map(|(name, job)| Some((*name, job.error.clone()?))).collect()
     }
 
     /// A step of a pass went well.
@@ -86,6 +103,13 @@ impl Health {
             if record.finished_at.is_none_or(|finished| finished < record.started_at) && wrote > record.started_at {
                 self.note(&record.name, None, wrote);
             }
+        }
+    }
+
+    fn set_error(&self, job: &str, error: Option<String>) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = jobs.get_mut(job) {
+            job.error = error;
         }
     }
 
@@ -197,6 +221,16 @@ mod tests {
         assert!(!expire(at(1, 26)).is_overdue());
         health.recorded(&[record(at(1, 20), Some(at(1, 40)), None, at(1, 40))]);
         assert_eq!(expire(at(1, 41)).success, Some(at(1, 40)));
+    }
+
+    #[test]
+    fn an_error_holds_until_a_pass_goes_well() {
+        let health = health();
+        health.failed("expire", "the database is locked".into());
+        health.recorded(&[record(at(1, 1), Some(at(1, 2)), None, at(1, 2))]);
+        assert_eq!(health.errors(), [("expire", "the database is locked".to_owned())], "another process did well");
+        health.succeeded("expire", at(1, 3));
+        assert_eq!(health.errors(), []);
     }
 
     #[test]

@@ -173,7 +173,7 @@ pub async fn run<S: Store>(
         loops.spawn(http::serve(listener, Arc::new(site), stop.clone()));
     }
     let (complaint, complaints) = watch::channel(None);
-    loops.spawn(tell_status(store, clock.clone(), complaints, stop.clone()));
+    loops.spawn(tell_status(store, clock.clone(), health.clone(), complaints, stop.clone()));
     loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes.clone(), stop.clone()));
     if let Some(requests) = requests {
         let adopt = move |setup: Setup, new_sessions: bool| {
@@ -312,7 +312,7 @@ async fn deliver<S: Store>(
         match step {
             Ok(outcome) if outcome.more => continue,
             Ok(_) => watch.metrics.pass(crate::jobs::deliver::NAME, began.elapsed()),
-            Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
+            Err(error) => pass::failed(crate::jobs::deliver::NAME, &error, &watch),
         }
         let next = deliverer.next_due().await.ok().flatten();
         let wait = next.map_or(Duration::MAX, |at| (at - clock.now()).to_std().unwrap_or_default());
@@ -336,7 +336,7 @@ async fn deliver<S: Store>(
                 watch.metrics.delivered(&did, &deliverer.details());
                 deliverer.close().await;
             }
-            Err(error) => pass::report_error(crate::jobs::deliver::NAME, &error),
+            Err(error) => pass::failed(crate::jobs::deliver::NAME, &error, &watch),
         },
         () = late => tracing::warn!("a message in flight took too long: its lease ends by itself"),
     }

@@ -154,7 +154,7 @@ impl<S: Store> Planner<S> {
         while !self.stop.is_cancelled() {
             self.pulse.works();
             if let Err(error) = self.pass(task).await {
-                report_error(task.name(), &error);
+                failed(task.name(), &error, &self.watch);
             }
             self.pulse.rests();
             self.stop.run_until_cancelled(wake.notified()).await;
@@ -360,7 +360,10 @@ fn millis_since(started: Instant) -> u64 {
 }
 
 /// Reports what ended a pass; the next tick tries again.
-pub(super) fn report_error(job: &str, error: &Error) {
+pub(super) fn failed(job: &str, error: &Error, watch: &Watch) {
+    if !matches!(error, Error::LostLease(_)) {
+        watch.health.failed(job, error.to_string());
+    }
     match error {
         Error::LostLease(_) => tracing::warn!(job, "lost the lease: another process goes on"),
         error if error.is_transient() => tracing::warn!(job, %error, "the store is not available; will try again"),

@@ -4,6 +4,7 @@
 //! that nothing which is waited for outside does: a mail server that takes its time, a schedule, an answer of the store for as
 //! long as the store may take. Where no supervisor listens, nothing is asked of the store.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, SystemClock, Timestamp};
+use crate::health::Health;
 use crate::http::Hangs;
 use crate::store::{self, Store};
 
@@ -101,6 +103,7 @@ pub(super) async fn feed_watchdog(pulses: Vec<Arc<Pulse>>, stop: CancellationTok
 pub(super) async fn tell_status<S: Store>(
     store: S,
     clock: Arc<SystemClock>,
+    health: Arc<Health>,
     mut complaints: watch::Receiver<Option<String>>,
     stop: CancellationToken,
 ) {
@@ -108,7 +111,7 @@ pub(super) async fn tell_status<S: Store>(
         return stop.cancelled().await;
     }
     loop {
-        let status = match status(&store, clock.now()).await {
+        let status = match status(&store, &health, clock.now()).await {
             Ok(status) => status,
             Err(error) => quoted(&format!("the store cannot be asked: {error}")),
         };
@@ -129,15 +132,16 @@ pub(super) async fn tell(notify: impl FnOnce() -> std::io::Result<()> + Send + '
     let _ = tokio::task::spawn_blocking(notify).await;
 }
 
-async fn status<S: Store>(store: &S, now: Timestamp) -> store::Result<String> {
+async fn status<S: Store>(store: &S, health: &Health, now: Timestamp) -> store::Result<String> {
     let due = store.mails_due(now, COUNTED + 1).await?;
     let next = store.next_deadline(now).await?;
     let mut words = in_words(due, next, now);
-    for record in store.job_records().await? {
-        if let Some(error) = &record.error {
-            // Writing to a String does not fail.
-            let _ = write!(words, "; {}: {}", record.name, quoted(error));
-        }
+    let recorded = store.job_records().await?.into_iter().filter_map(|record| Some((record.name, record.error?)));
+    // A store that can be read and not written has no record of it.
+    let ours = health.errors().into_iter().map(|(job, error)| (job.to_owned(), error));
+    for (job, error) in recorded.chain(ours).collect::<BTreeMap<_, _>>() {
+        // Writing to a String does not fail.
+        let _ = write!(words, "; {job}: {}", quoted(&error));
     }
     Ok(words)
 }
@@ -168,6 +172,8 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::config::Schedule;
+    use crate::schedule::Cron;
 
     #[test]
     fn a_job_that_hangs_is_seen_among_those_that_wait_or_go_on() {
@@ -195,5 +201,22 @@ mod tests {
         assert_eq!(in_words(1, Some(at(3_600)), at(0)), "1 mail due, next deadline 09:00 UTC");
         assert_eq!(in_words(3, Some(at(86_400)), at(0)), "3 mails due, next deadline 2027-01-16 08:00 UTC");
         assert_eq!(in_words(1_001, None, at(0)), "more than 1000 mails due, no deadline ahead");
+    }
+
+    #[tokio::test]
+    async fn an_error_that_could_not_be_recorded_is_told() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let url = format!("sqlite:{}", directory.path().join("lapsed.db").display());
+        let store = store::Sqlite::open(&url).await.expect("a store");
+        let cron = Cron::parse("* * * * *", chrono_tz::UTC).expect("a schedule");
+        let [expire, remind, deliver, purge, reconcile] = [(); 5].map(|()| cron.clone());
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("in range");
+        let health = Health::new(Schedule { expire, remind, deliver, purge, reconcile }, now);
+        health.failed("expire", "somebody else is writing\nfor minutes".into());
+        let said = status(&store, &health, now).await.expect("the store answers");
+        assert_eq!(said, "no mail due, no deadline ahead; expire: somebody else is writing for minutes");
+        health.succeeded("expire", now);
+        assert_eq!(status(&store, &health, now).await.expect("the store answers"), "no mail due, no deadline ahead");
+        store.close().await;
     }
 }
