@@ -168,7 +168,7 @@ impl Language {
         let known = minijinja::context! { locale => self.tag.as_str(), token };
         let captured = self.compiled.get_template(built_in::WORDS)?.render_captured(known)?;
         let state = captured.state();
-        let names = state.exports().into_iter().filter(|name| !name.starts_with('_'));
+        let names = state.exports().into_iter().filter(|name| *name != built_in::AT);
         let words: BTreeMap<String, Value> =
             names.filter_map(|name| Some((name.to_owned(), state.lookup(name)?))).collect();
         Ok(words.into())

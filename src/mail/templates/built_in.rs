@@ -8,6 +8,9 @@ pub(super) const STYLE: &str = "style.css";
 /// What is said of a token, in words.
 pub(super) const WORDS: &str = "words.txt";
 
+/// What phrases call the instant that they put into words.
+pub(super) const AT: &str = "at";
+
 /// The words of a calendar's entry.
 pub(super) const EVENT: &str = "event.txt";
 
@@ -39,7 +42,16 @@ const FILES: &[(&str, &str)] = files![
     "expired/body.txt",
     "expired/subject.txt",
     "layout.html",
-    "phrases.txt",
+    "phrases/ago.txt",
+    "phrases/date.txt",
+    "phrases/day.txt",
+    "phrases/kind.txt",
+    "phrases/left.txt",
+    "phrases/moment.txt",
+    "phrases/scopes.txt",
+    "phrases/span.txt",
+    "phrases/used.txt",
+    "phrases/why.txt",
     "reminder/body.html",
     "reminder/body.txt",
     "reminder/subject.txt",
@@ -70,7 +82,15 @@ const FILES: &[(&str, &str)] = files![
     "de/expired/body.html",
     "de/expired/body.txt",
     "de/expired/subject.txt",
-    "de/phrases.txt",
+    "de/phrases/ago.txt",
+    "de/phrases/date.txt",
+    "de/phrases/day.txt",
+    "de/phrases/kind.txt",
+    "de/phrases/moment.txt",
+    "de/phrases/scopes.txt",
+    "de/phrases/span.txt",
+    "de/phrases/used.txt",
+    "de/phrases/why.txt",
     "de/reminder/body.html",
     "de/reminder/body.txt",
     "de/reminder/subject.txt",

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind};
 
+use super::built_in::AT;
 use super::inline::next_code;
 use super::{BadTemplates, DEFAULT, File, Language, Templates, Tree, environment, origin, resolved};
 use crate::mail::letter::Kind;
@@ -96,10 +97,9 @@ fn read(
     }
 }
 
-/// Whether what is beside the mails may take this from whoever includes or imports it: `part` and `token`, and `at`, which macros
-/// are given.
+/// Whether what is beside the mails may take this from whoever includes it: `part`, `token`, and `at`, which phrases put into words.
 fn is_shared(name: &str, variable: &str) -> bool {
-    mail_of(name).is_none() && matches!(variable, "part" | "token" | "at")
+    mail_of(name).is_none() && matches!(variable, "part" | "token" | AT)
 }
 
 fn mail_of(name: &str) -> Option<Kind> {
@@ -138,7 +138,7 @@ fn unknown_field<'a>(parts: &[&'a str], samples: &[&Value]) -> Option<(&'a str, 
     None
 }
 
-/// What a name stands for in a sample. A part of a mail is called `part`, in loops and macros a token `token`, and an instant `at`.
+/// What a name stands for in a sample. A part of a mail is called `part`, in loops a token `token`, and in phrases an instant `at`.
 fn named(known: &Value, name: &str) -> Option<Value> {
     let parts = || ["own", "corrected", "escalated"].into_iter().filter_map(|part| known.get_attr(part).ok());
     let token = || {
@@ -148,7 +148,7 @@ fn named(known: &Value, name: &str) -> Option<Value> {
     match name {
         "part" => parts().find(|part| part.kind() == ValueKind::Map),
         "token" => token(),
-        "at" => token()?.get_attr("deadline").ok(),
+        AT => token()?.get_attr("deadline").ok(),
         _ => known.get_attr(name).ok().filter(|value| !value.is_undefined()),
     }
 }

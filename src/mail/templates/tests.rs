@@ -123,10 +123,7 @@ fn what_is_wrong_is_told_with_file_and_line_and_what_there_is() {
             &[("tokens.txt", "{{ part.cuont }}")],
             "tokens.txt:1: \"cuont\" is not known; of part there is count, expired",
         ),
-        (
-            &[("phrases.txt", "{% macro day(at) %}{{ at.dai }}{% endmacro %}")],
-            "phrases.txt:1: \"dai\" is not known; of at there is ahead, day",
-        ),
+        (&[("phrases/day.txt", "{{ at.dai }}")], "phrases/day.txt:1: \"dai\" is not known; of at there is ahead, day"),
         (
             &[("reminder/body.txt", "{% for t in own.listed %}\n{{ t.hnit }}\n{% endfor %}")],
             "reminder/body.txt:2: undefined value",
@@ -193,6 +190,8 @@ fn the_document_names_everything_that_templates_know() {
     names.extend(keys(&overtaken.expect("a field")));
     names.extend(all.iter().filter(|(kind, _)| *kind == Kind::Alert).flat_map(|(_, known)| keys(known)));
     names.extend(built_in::names().filter(|name| !name.contains('/')).map(str::to_owned));
+    let phrases = built_in::names().filter_map(|name| name.strip_prefix("phrases/")?.strip_suffix(".txt"));
+    names.extend(phrases.map(str::to_owned));
     assert!(names.len() > 40, "{names:?}");
     for name in names {
         assert!(document.contains(&format!("`{name}`")), "docs/mail.md does not name {name}");
@@ -214,12 +213,11 @@ proptest! {
         let now = instant(now);
         let deadline = instant(if to_midnight { (now.timestamp() + away) / 86_400 * 86_400 - 3_600 } else { now.timestamp() + away });
         prop_assume!(deadline != now);
-        let mut environment = environment().expect("an environment");
-        let phrases = built_in::tree()["phrases.txt"].source.clone();
-        environment.add_template_owned("phrases.txt", phrases).expect("phrases");
-        let source = "{% import 'phrases.txt' as say %}{{ say.left(at) }}|{{ say.moment(at) }}";
+        let templates = Templates::built_in().expect("templates");
+        let english = &templates.language("en").compiled;
+        let source = "{% include 'phrases/left.txt' %}|{% include 'phrases/moment.txt' %}";
         let at = crate::mail::view::moment(&Moment::of_deadline(deadline, now, zone));
-        let said = environment.render_str(source, minijinja::context! { at }).expect("rendered");
+        let said = english.render_str(source, minijinja::context! { at }).expect("rendered");
         let left = day_phrase(deadline, now, zone);
         prop_assert_eq!(said, format!("{left}|{}", date_phrase(deadline, zone)));
     }
