@@ -228,6 +228,9 @@ async fn statements_are_served_by_their_indexes<B: Explains + many::Bulk>(and: E
         }
     }
     for plan in &plans {
+        if plan.compiled {
+            wrong.insert(format!("is compiled at each execution: {}", plan.sql), &plan.text);
+        }
         for access in plan.accesses.iter().filter(|access| access.is_large() && reads_too_much(access)) {
             let promised = |promise| speaks_of(plan, promise) && keeps(access, promise);
             if !promises().any(promised) {

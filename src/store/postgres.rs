@@ -58,8 +58,10 @@ use crate::token::{
     TokenId,
 };
 
-/// Limits of each session: nothing that we ask takes nearly as long.
+/// Limits of each session: nothing that we ask takes nearly as long. Beside many tokens PostgreSQL expects that much of plans for
+/// any arguments that it would compile them to machine code, for longer than they run, at each execution.
 const SESSION: &str = "SET statement_timeout = '60s'; \
+     SET jit = off; \
      SET lock_timeout = '15s'; \
      SET idle_in_transaction_session_timeout = '60s'; \
      SET TimeZone = 'UTC'";

@@ -88,6 +88,8 @@ pub struct Access {
 pub struct Plan {
     pub sql: String,
     pub accesses: Vec<Access>,
+    /// Whether it was compiled to machine code first.
+    pub compiled: bool,
     /// The database's own words.
     pub text: String,
 }
@@ -110,7 +112,8 @@ impl Explains for OnPostgres {
              ALTER DATABASE {name} SET auto_explain.log_analyze = on; \
              ALTER DATABASE {name} SET auto_explain.log_timing = off; \
              ALTER DATABASE {name} SET auto_explain.log_format = 'json'; \
-             ALTER DATABASE {name} SET auto_explain.log_level = 'notice'"
+             ALTER DATABASE {name} SET auto_explain.log_level = 'notice'; \
+             ALTER DATABASE {name} SET jit_above_cost = 0"
         ))
         .await;
     }
@@ -137,7 +140,7 @@ fn plan_of_notice(text: &str) -> Option<Plan> {
     let mut accesses = Vec::new();
     walk(&root["Plan"], "", &mut accesses);
     let sql = root["Query Text"].as_str().expect("auto_explain tells the statement").to_owned();
-    Some(Plan { sql, accesses, text: format!("{:#}", root["Plan"]) })
+    Some(Plan { sql, accesses, compiled: !root["JIT"].is_null(), text: format!("{:#}", root["Plan"]) })
 }
 
 fn walk(node: &Value, table: &str, accesses: &mut Vec<Access>) {
@@ -180,7 +183,7 @@ impl Explains for OnSqlite {
                 .unwrap_or_else(|error| panic!("{error}: {sql}"));
             let details: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
             let accesses = details.iter().filter_map(|detail| access_of_detail(detail)).collect();
-            plans.push(Plan { sql, accesses, text: details.join("\n") });
+            plans.push(Plan { sql, accesses, compiled: false, text: details.join("\n") });
         }
         direct.close().await.expect("a goodbye");
         plans
