@@ -183,7 +183,7 @@ macro_rules! report_operations {
                     ahead!("", "")
                 };
                 let mut tx = self.begin_long_read().await?;
-                sqlx::query($scanning).execute(&mut *tx).await?;
+                sqlx::raw_sql($scanning).execute(&mut *tx).await?;
                 let mut rows = sqlx::query(statement).bind(At(from)).bind(At(until)).fetch(&mut *tx);
                 let mut last: Option<(Ahead, Option<Traits>, Vec<ContactId>)> = None;
                 while let Some(row) = rows.try_next().await? {
