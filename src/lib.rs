@@ -28,6 +28,8 @@
 //! - [`service`]: the loops around the jobs, start and stop.
 //! - [`cli`]: one file per command. [`telemetry`]: logs.
 
+#![deny(unsafe_code)]
+
 pub mod config;
 pub mod schedule;
 pub mod clock;

@@ -11,6 +11,7 @@ mod counts;
 mod once;
 mod pass;
 mod reload;
+mod rest;
 mod steady;
 mod supervisor;
 mod ticks;
@@ -34,7 +35,7 @@ use crate::config::Schedule;
 use crate::health::Health;
 use crate::http::{self, Site};
 use crate::jobs::Rules;
-use crate::jobs::deliver::{Deliverer, Terms};
+use crate::jobs::deliver::{Delivered, Deliverer, Terms};
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
 use crate::mail::transport::Transport;
@@ -83,11 +84,14 @@ pub struct Setup {
 struct Watch {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    /// Told whenever there was something to do.
+    worked: Arc<Notify>,
 }
 
 impl Watch {
     fn new(rules: &Rules, schedule: &Schedule, now: Timestamp) -> Self {
-        Self { metrics: Arc::new(Metrics::new(&rules.leads())), health: Arc::new(Health::new(schedule.clone(), now)) }
+        let (metrics, health) = (Metrics::new(&rules.leads()), Health::new(schedule.clone(), now));
+        Self { metrics: Arc::new(metrics), health: Arc::new(health), worked: Arc::default() }
     }
 }
 
@@ -160,10 +164,10 @@ pub async fn run<S: Store>(
     let (outgoing, incoming) = mpsc::unbounded_channel();
     loops.spawn(deliver(deliverer, clock.clone(), wake_deliver, incoming, planner.pulse, watch.clone(), stop.clone()));
     loops.spawn(follow(store.clone(), clock.clone(), stop.clone()));
-    let Watch { metrics, health } = watch.clone();
+    let Watch { metrics, health, worked } = watch;
     if let Some(listener) = http {
-        let Watch { metrics, health } = watch;
         let (store, clock) = (store.clone(), clock.clone());
+        let (metrics, health) = (metrics.clone(), health.clone());
         let counts = Counts { store, clock, metrics: metrics.clone(), health: health.clone(), orders: orders.clone() };
         for what in What::ALL {
             loops.spawn(counts.clone().run(what, stop.clone()));
@@ -173,6 +177,7 @@ pub async fn run<S: Store>(
         loops.spawn(http::serve(listener, Arc::new(site), stop.clone()));
     }
     let (complaint, complaints) = watch::channel(None);
+    loops.spawn(rest::rest_after_work(store.clone(), worked, stop.clone()));
     loops.spawn(tell_status(store, clock.clone(), health.clone(), complaints, stop.clone()));
     loops.spawn(wake_while_behind(move || clock.host(), LOOK_BACK, wakes.clone(), stop.clone()));
     if let Some(requests) = requests {
@@ -306,6 +311,9 @@ async fn deliver<S: Store>(
             }
         };
         if let Ok(outcome) = &step {
+            if outcome.did != Delivered::default() {
+                watch.worked.notify_one();
+            }
             watch.metrics.delivered(&outcome.did, &deliverer.details());
             watch.health.succeeded(crate::jobs::deliver::NAME, clock.now());
         }

@@ -122,6 +122,12 @@ pub trait Store:
     /// When the store fails.
     fn maintain(&self) -> impl Future<Output = Result<()>> + Send;
 
+    /// Gives back what working took in memory.
+    ///
+    /// # Errors
+    /// When the store fails: nothing is lost.
+    fn rest(&self) -> impl Future<Output = Result<()>> + Send;
+
     /// Closes all connections.
     fn close(&self) -> impl Future<Output = ()> + Send;
 }

@@ -22,6 +22,9 @@ const QUIET: (Duration, Duration) = (Duration::from_secs(15), Duration::from_sec
 /// How long a notification may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long the daemon is left alone after it.
+const REST: Duration = Duration::from_secs(20);
+
 /// How long a day's work may take.
 const LONGEST_DAY: Duration = Duration::from_secs(900);
 
@@ -112,13 +115,13 @@ fn signal(daemon: &Child, name: &str) {
     assert!(sent.success());
 }
 
-/// Seconds, and the most memory that it occupied, in MB.
+/// Seconds, and the most memory that it occupied of its own, in MB: without the pages of files that it maps.
 fn timed(command: &mut Command) -> (f64, f64) {
     let started = Instant::now();
     let mut child = command.spawn().expect("a start");
-    let mut peak = 0.0;
+    let mut peak = 0.0_f64;
     let status = loop {
-        peak = memory(&child, "VmHWM:").unwrap_or(peak);
+        peak = peak.max(memory(&child, "RssAnon:").unwrap_or(0.0));
         match child.try_wait().expect("a child") {
             Some(status) => break status,
             None => std::thread::sleep(Duration::from_millis(5)),
@@ -142,7 +145,7 @@ async fn idle(command: &mut Command) -> String {
 }
 
 /// What it occupies when it has told of as many tokens as fall due on a day, at three leads and at their deadlines, where each
-/// token lives a year: all of it at once, which takes no less memory than a day.
+/// token lives a year, and has rested: all of it at once, which takes no less memory than a day.
 async fn day<P: Place>(place: &P, command: &mut Command) -> String {
     let (soon, made) = (at::<P>("80000"), at::<P>("-90 * 86400"));
     let nearest = at::<P>("86400 * 39");
@@ -167,6 +170,7 @@ async fn day<P: Place>(place: &P, command: &mut Command) -> String {
         }
         sent = now;
     }
+    tokio::time::sleep(REST).await;
     let (resident, peak) = (memory(&daemon, "VmRSS:").expect("it runs"), memory(&daemon, "VmHWM:").expect("it runs"));
     signal(&daemon, "TERM");
     daemon.wait().expect("an end");

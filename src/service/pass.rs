@@ -196,6 +196,7 @@ impl<S: Store> Planner<S> {
             return Ok(Some(tally));
         }
         let result = self.steps(task, &lease, &mut tally).await;
+        self.watch.worked.notify_one();
         let report = tally.to_string();
         let error = result.as_ref().err().map(ToString::to_string);
         let outcome = error.as_deref().map_or(Ok(report.as_str()), Err);

@@ -92,10 +92,9 @@ pub trait Jobs {
 }
 
 /// Implements [`Jobs`] for a back end that has `reader()`, and for what may be lost in a crash `acquire_relaxed()` and
-/// `keep_relaxed()`; and gives it `hold()`. `after_a_run` is what such a connection is told when a run is recorded that had
-/// something to do.
+/// `keep_relaxed()`; and gives it `hold()`.
 macro_rules! job_operations {
-    ($store:ty, $database:ty, after_a_run = $after:expr) => {
+    ($store:ty, $database:ty) => {
         impl Jobs for $store {
             async fn lease(&self, job: &'static str, holder: Uuid, now: Timestamp) -> Result<Option<Lease>> {
                 self.within(async move {
@@ -145,10 +144,6 @@ macro_rules! job_operations {
                     .bind(outcome.ok())
                     .execute(&mut *connection)
                     .await?;
-                    let after: Option<&'static str> = $after;
-                    if let Some(statement) = after {
-                        sqlx::query(statement).execute(&mut *connection).await?;
-                    }
                     self.keep_relaxed(connection);
                     Ok(())
                 })

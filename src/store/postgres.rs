@@ -396,6 +396,11 @@ impl Store for Postgres {
         Ok(())
     }
 
+    /// The pages are the server's.
+    async fn rest(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn close(&self) {
         self.kept.clear();
         self.kept_relaxed.clear();
@@ -408,7 +413,7 @@ impl Store for Postgres {
 }
 
 common_rows!(sqlx::Postgres, lock = " FOR UPDATE");
-job_operations!(Postgres, sqlx::Postgres, after_a_run = None);
+job_operations!(Postgres, sqlx::Postgres);
 
 impl Accounts for Postgres {
     common_owners!(lock = " FOR UPDATE", id_digits = "REPLACE(id::text, '-', '')");

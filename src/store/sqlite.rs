@@ -73,7 +73,7 @@ const CHECKPOINT: &str = "8192";
 /// What is left of a write-ahead log that grew while somebody read for long, once it could be written to the file, in bytes.
 const LARGEST_LOG: &str = "67108864";
 
-/// Gives back the memory of pages that were read and written; the next run reads those that it needs again.
+/// Gives back the memory of pages that were read and written; what needs them reads them again.
 const SHRINK: &str = "PRAGMA shrink_memory";
 
 /// Looks at all tables, whether or not this connection has used them, and reads no more of each than tells how it is filled
@@ -288,6 +288,18 @@ impl Store for Sqlite {
         Ok(())
     }
 
+    async fn rest(&self) -> Result<()> {
+        // Those that are in use work.
+        let idle: Vec<_> = [&self.readers, &self.writer]
+            .into_iter()
+            .flat_map(|pool| std::iter::from_fn(|| pool.try_acquire()))
+            .collect();
+        for mut connection in idle {
+            sqlx::query(SHRINK).execute(&mut *connection).await?;
+        }
+        Ok(())
+    }
+
     async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
@@ -295,7 +307,7 @@ impl Store for Sqlite {
 }
 
 common_rows!(sqlx::Sqlite, lock = "");
-job_operations!(Sqlite, sqlx::Sqlite, after_a_run = Some(SHRINK));
+job_operations!(Sqlite, sqlx::Sqlite);
 
 impl Accounts for Sqlite {
     common_owners!(lock = "", id_digits = "LOWER(HEX(id))");
