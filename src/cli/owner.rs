@@ -213,7 +213,7 @@ impl Rename {
 pub struct Remove {
     /// Its key or id, or the address of a contact
     owner: String,
-    /// Remove its active tokens with it: their secrets are refused from now on
+    /// Remove its active tokens with it: their secrets are refused from now on, and nobody hears of it
     #[arg(long)]
     revoke_tokens: bool,
 }
