@@ -71,12 +71,15 @@ impl Health {
     /// A pass of a job came to a good end.
     pub fn succeeded(&self, job: &str, at: Timestamp) {
         self.note(job, Some(at), at);
-        self.set_error(job, None);
     }
 
-    /// A pass of a job in this process ended with an error, which perhaps could not be recorded.
-    pub fn failed(&self, job: &str, error: String) {
-        self.set_error(job, Some(error));
+    /// A pass of a job in this process ended: with an error, which perhaps could not be recorded, or without one, whether or not
+    /// the job was another process's then.
+    pub fn ended(&self, job: &str, error: Option<String>) {
+        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(job) = jobs.get_mut(job) {
+            job.error = error;
+        }
     }
 
     /// The jobs whose last pass in this process failed, and why.
@@ -103,13 +106,6 @@ impl Health {
             if record.finished_at.is_none_or(|finished| finished < record.started_at) && wrote > record.started_at {
                 self.note(&record.name, None, wrote);
             }
-        }
-    }
-
-    fn set_error(&self, job: &str, error: Option<String>) {
-        let mut jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(job) = jobs.get_mut(job) {
-            job.error = error;
         }
     }
 
@@ -224,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn an_error_holds_until_a_pass_goes_well() {
+    fn an_error_holds_until_a_pass_ends_without_one() {
         let health = health();
-        health.failed("expire", "the database is locked".into());
+        health.ended("expire", Some("the database is locked".into()));
         health.recorded(&[record(at(1, 1), Some(at(1, 2)), None, at(1, 2))]);
         assert_eq!(health.errors(), [("expire", "the database is locked".to_owned())], "another process did well");
-        health.succeeded("expire", at(1, 3));
+        health.ended("expire", None);
         assert_eq!(health.errors(), []);
     }
 

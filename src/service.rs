@@ -316,6 +316,7 @@ async fn deliver<S: Store>(
             }
             watch.metrics.delivered(&outcome.did, &deliverer.details());
             watch.health.succeeded(crate::jobs::deliver::NAME, clock.now());
+            watch.health.ended(crate::jobs::deliver::NAME, None);
         }
         match step {
             Ok(outcome) if outcome.more => continue,

@@ -153,8 +153,9 @@ impl<S: Store> Planner<S> {
     pub(super) async fn run(self, task: Task, wake: Arc<Notify>) {
         while !self.stop.is_cancelled() {
             self.pulse.works();
-            if let Err(error) = self.pass(task).await {
-                failed(task.name(), &error, &self.watch);
+            match self.pass(task).await {
+                Ok(_) => self.watch.health.ended(task.name(), None),
+                Err(error) => failed(task.name(), &error, &self.watch),
             }
             self.pulse.rests();
             self.stop.run_until_cancelled(wake.notified()).await;
@@ -363,7 +364,7 @@ fn millis_since(started: Instant) -> u64 {
 /// Reports what ended a pass; the next tick tries again.
 pub(super) fn failed(job: &str, error: &Error, watch: &Watch) {
     if !matches!(error, Error::LostLease(_)) {
-        watch.health.failed(job, error.to_string());
+        watch.health.ended(job, Some(error.to_string()));
     }
     match error {
         Error::LostLease(_) => tracing::warn!(job, "lost the lease: another process goes on"),

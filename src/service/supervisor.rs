@@ -212,10 +212,10 @@ mod tests {
         let [expire, remind, deliver, purge, reconcile] = [(); 5].map(|()| cron.clone());
         let now = DateTime::from_timestamp(1_800_000_000, 0).expect("in range");
         let health = Health::new(Schedule { expire, remind, deliver, purge, reconcile }, now);
-        health.failed("expire", "somebody else is writing\nfor minutes".into());
+        health.ended("expire", Some("somebody else is writing\nfor minutes".into()));
         let said = status(&store, &health, now).await.expect("the store answers");
         assert_eq!(said, "no mail due, no deadline ahead; expire: somebody else is writing for minutes");
-        health.succeeded("expire", now);
+        health.ended("expire", None);
         assert_eq!(status(&store, &health, now).await.expect("the store answers"), "no mail due, no deadline ahead");
         store.close().await;
     }
