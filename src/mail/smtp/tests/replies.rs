@@ -11,11 +11,17 @@ use super::*;
 /// What is answered in a delivery that goes well: greeting, EHLO twice, MAIL, RCPT, DATA, the dot.
 const ASKED: [Phase; 7] = [Phase::Hello, Phase::Hello, Phase::Hello, Phase::Mail, Phase::Rcpt, Phase::Data, Phase::Dot];
 
-/// The codes of the replies in what a server says, read strictly by another reader than lettre's: up to the first that
-/// makes no sense.
-fn codes(said: &[u8]) -> Vec<u16> {
-    let mut codes = Vec::new();
-    let mut begun: Option<u16> = None;
+/// A reply: its code, and whether its first line says anything.
+#[derive(Clone, Copy)]
+struct Reply {
+    code: u16,
+    has_words: bool,
+}
+
+/// The replies in what a server says, read strictly by another reader than lettre's: up to the first that makes no sense.
+fn strictly(said: &[u8]) -> Vec<Reply> {
+    let mut replies = Vec::new();
+    let mut begun: Option<Reply> = None;
     for line in said.split_inclusive(|byte| *byte == b'\n') {
         let Some(line) = line.strip_suffix(b"\r\n") else { break };
         // RFC 6531, section 3.7.4.2: replies are UTF-8 at the most.
@@ -25,17 +31,19 @@ fn codes(said: &[u8]) -> Vec<u16> {
         // RFC 5321, section 4.2: the first digit is 2 to 5, the second 0 to 5.
         let Some(&[first @ b'2'..=b'5', second @ b'0'..=b'5', third @ b'0'..=b'9']) = line.first_chunk() else { break };
         let code = [first, second, third].iter().fold(0, |code, digit| 10 * code + u16::from(digit - b'0'));
-        if begun.is_some_and(|begun| begun != code) {
+        if begun.is_some_and(|begun| begun.code != code) {
             break;
         }
+        let has_words = line.get(4..).is_some_and(|text| !text.trim_ascii().is_empty());
+        let reply = begun.unwrap_or(Reply { code, has_words });
         if line.get(3) == Some(&b'-') {
-            begun = Some(code);
+            begun = Some(reply);
         } else {
             begun = None;
-            codes.push(code);
+            replies.push(reply);
         }
     }
-    codes
+    replies
 }
 
 fn reply(good: &'static str) -> impl Strategy<Value = Vec<u8>> {
@@ -80,24 +88,34 @@ async fn deliver(said: Vec<u8>) -> Happened {
     happened
 }
 
+#[tokio::test]
+async fn an_answer_to_ehlo_that_names_no_server_lets_nobody_in() {
+    for unnamed in ["200 \r\n", "250-\r\n250 SIZE\r\n", "250    \r\n"] {
+        let said = format!("220 mx ESMTP\r\n{unnamed}250 mx\r\n250 ok\r\n250 ok\r\n354 go\r\n250 ok\r\n");
+        let happened = deliver(said.into_bytes()).await;
+        assert!(matches!(happened, Happened::Broken { phase: Phase::Hello, .. }), "{unnamed:?}: {happened:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn what_is_said_is_read_as_what_it_is(said in replies()) {
         static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| Runtime::new().expect("a runtime"));
-        let codes = codes(&said);
-        let good = codes.iter().zip(ASKED).take_while(|(code, phase)| match phase {
-            // lettre lets 3xx pass here, which changes nothing: no message has been mentioned.
-            Phase::Hello => (200..400).contains(*code),
-            Phase::Data => **code == 354,
-            _ => (200..300).contains(*code),
+        let replies = strictly(&said);
+        let good = replies.iter().zip(ASKED).enumerate().take_while(|(at, (reply, phase))| match phase {
+            // lettre lets 3xx pass here, which changes nothing: no message has been mentioned. The first answer to EHLO
+            // must name the server (RFC 5321, section 4.1.1.1).
+            Phase::Hello => (200..400).contains(&reply.code) && (*at != 1 || reply.has_words),
+            Phase::Data => reply.code == 354,
+            _ => (200..300).contains(&reply.code),
         });
         let good = good.count();
         match RUNTIME.block_on(deliver(said)) {
             Happened::Accepted { .. } => prop_assert_eq!(good, ASKED.len()),
             Happened::Refused { phase, code, .. } => {
-                prop_assert_eq!((Some(&phase), Some(&code)), (ASKED.get(good), codes.get(good)));
+                prop_assert_eq!((Some(&phase), Some(&code)), (ASKED.get(good), replies.get(good).map(|reply| &reply.code)));
             }
             Happened::Broken { phase, .. } => prop_assert!(ASKED.get(good).is_some_and(|at| phase <= *at)),
             Happened::Unknown { .. } => prop_assert_eq!(good, ASKED.len() - 1),
