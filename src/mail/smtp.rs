@@ -184,8 +184,7 @@ impl Smtp {
         if let (Err(happened), true) = (&result, self.options.relays.len() > 1) {
             tracing::warn!(%relay, reply = without_addresses(&happened.reply()), "a mail server is out of reach");
         }
-        let (connection, offers) = result?;
-        Ok(Session::new(connection, offers, at))
+        Ok(Session::new(result?, at))
     }
 }
 

@@ -12,9 +12,16 @@ use lettre::transport::smtp::extension::ClientId;
 
 use super::fault::{Fault, broken, within};
 use super::offers::Offers;
-use super::stream;
+use super::stream::{self, Written};
 use crate::config::{self, Login, Proof, Relay, Tls};
 use crate::mail::outcome::{Happened, Phase};
+
+/// A connection on which a message can be delivered.
+pub(super) struct Established {
+    pub(super) connection: AsyncSmtpConnection,
+    pub(super) written: Written,
+    pub(super) offers: Offers,
+}
 
 /// Connects, encrypts and authenticates as the options say.
 ///
@@ -24,11 +31,12 @@ pub(super) async fn establish(
     options: Arc<config::Smtp>,
     relay: Relay,
     hello: ClientId,
-) -> Result<(AsyncSmtpConnection, Offers), Happened> {
-    let mut connection = match encrypted(&options, &relay, options.tls, &hello).await {
+) -> Result<Established, Happened> {
+    let written = Written::default();
+    let mut connection = match encrypted(&options, &relay, options.tls, &hello, &written).await {
         // Who may read along may just as well: a handshake that fails must not keep the mail back.
         Err(happened) if options.tls == Tls::Opportunistic && is_about_tls(&happened) => {
-            encrypted(&options, &relay, Tls::None, &hello).await?
+            encrypted(&options, &relay, Tls::None, &hello, &written).await?
         }
         connection => connection?,
     };
@@ -38,7 +46,7 @@ pub(super) async fn establish(
     // lettre keeps to itself what it does not know, such as PIPELINING, so the server is asked once more.
     let answer = within(options.timeouts.hello, connection.command(Ehlo::new(hello))).await;
     let offers = Offers::read(answer.map_err(|fault| fault.at(Phase::Hello))?.message());
-    Ok((connection, offers))
+    Ok(Established { connection, written, offers })
 }
 
 fn is_about_tls(happened: &Happened) -> bool {
@@ -50,6 +58,7 @@ async fn encrypted(
     relay: &Relay,
     tls: Tls,
     hello: &ClientId,
+    written: &Written,
 ) -> Result<AsyncSmtpConnection, Happened> {
     let timeouts = &options.timeouts;
     let (socket, peer) = stream::connect(&relay.host, relay.port, timeouts.connect)
@@ -61,9 +70,9 @@ async fn encrypted(
             protected.map_err(|error| Fault::Broken(error.to_string()))
         };
         let protected = within(timeouts.tls, protected).await.map_err(|fault| fault.at(Phase::Tls))?;
-        Box::new(stream::LineByLine::new(protected, peer))
+        Box::new(stream::LineByLine::new(protected, peer, written.clone()))
     } else {
-        Box::new(stream::LineByLine::new(socket, peer))
+        Box::new(stream::LineByLine::new(socket, peer, written.clone()))
     };
     let connection = AsyncSmtpConnection::connect_with_transport(stream, hello);
     let mut connection = within(timeouts.hello, connection).await.map_err(|fault| fault.at(Phase::Hello))?;

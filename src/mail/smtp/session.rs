@@ -2,9 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
-use std::iter;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lettre::transport::smtp::client::AsyncSmtpConnection;
@@ -13,8 +11,10 @@ use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
 use lettre::transport::smtp::response::Response;
 use tokio::time::Instant;
 
+use super::establish::Established;
 use super::fault::{Fault, broken, no_answer, unexpected, within};
 use super::offers::Offers;
+use super::stream::Written;
 use crate::config::Timeouts;
 use crate::mail::compose::Composed;
 use crate::mail::outcome::{Happened, Phase};
@@ -22,9 +22,13 @@ use crate::mail::outcome::{Happened, Phase};
 /// Servers close sessions that say nothing, so one that was idle for longer is asked whether it is still there.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(30);
 
+/// The end of the content: the line end before it belongs to the content (RFC 5321, section 4.1.1.4).
+const DOT: &str = ".\r\n";
+
 /// A connection between two messages.
 pub(super) struct Session {
     pub(super) connection: AsyncSmtpConnection,
+    written: Written,
     offers: Offers,
     /// The server that it is with.
     pub(super) relay: usize,
@@ -59,8 +63,9 @@ struct Envelope {
 
 impl Session {
     /// A session that has just begun.
-    pub(super) fn new(connection: AsyncSmtpConnection, offers: Offers, relay: usize) -> Self {
-        Self { connection, offers, relay, tried: 0, last_used: Instant::now() }
+    pub(super) fn new(established: Established, relay: usize) -> Self {
+        let Established { connection, written, offers } = established;
+        Self { connection, written, offers, relay, tried: 0, last_used: Instant::now() }
     }
 
     /// The session, unless it was idle for long and does not answer.
@@ -79,8 +84,8 @@ impl Session {
         timeouts: &Timeouts,
         still_ours: &mut impl FnMut() -> Ours,
     ) -> (Option<Self>, Delivery) {
-        let parameters = match self.parameters(composed) {
-            Ok(parameters) => parameters,
+        let (parameters, content) = match self.parameters(composed).and_then(|those| Ok((those, content(composed)?))) {
+            Ok(built) => built,
             Err(error) => return (Some(self), Delivery::Happened(Happened::Unbuildable { error })),
         };
         if !still_ours().await {
@@ -97,7 +102,7 @@ impl Session {
         let gone = matches!(&envelope.mail, Err(fault) if fault.says_goodbye());
         let (session, happened) = match self.judge(envelope, timeouts).await {
             Err(ended) => ended,
-            Ok(session) if still_ours().await => session.content(&composed.bytes, timeouts).await,
+            Ok(session) if still_ours().await => session.send(content, timeouts).await,
             // There is no way back from here but to close: whatever comes next would be read as content.
             Ok(_) => (None, Happened::LostLease),
         };
@@ -190,21 +195,16 @@ impl Session {
         }
     }
 
-    /// Sends the content and the final dot.
-    async fn content(mut self, bytes: &[u8], timeouts: &Timeouts) -> (Option<Self>, Happened) {
-        // The line end before the dot belongs to the content (RFC 5321, section 4.1.1.4), and lettre writes it.
-        let content = bytes.strip_suffix(b"\r\n").unwrap_or(bytes);
-        // lettre asks for the next part when it has written one, and writes the dot when there is none: from that
-        // moment on the message may be delivered.
-        let dot = AtomicBool::new(false);
-        let parts = iter::once(content).chain(iter::from_fn(|| {
-            dot.store(true, Ordering::Relaxed);
-            None
-        }));
+    /// Sends the content with its final dot, in one write: so the last bytes need no packet of their own.
+    async fn send(mut self, content: String, timeouts: &Timeouts) -> (Option<Self>, Happened) {
+        // From the moment on that any of the line with the dot may be on its way, the message may be delivered.
+        let (before, most) = (self.written.bytes(), content.len().saturating_sub(DOT.len()));
+        let written = self.written.clone();
+        let dot = || written.bytes().wrapping_sub(before) > most;
         let result = {
-            let mut sending = pin!(self.connection.message_iter(parts));
+            let mut sending = pin!(self.connection.command(content));
             match within(timeouts.content, &mut sending).await {
-                Err(Fault::TimedOut(_)) if dot.load(Ordering::Relaxed) => within(timeouts.dot, sending).await,
+                Err(Fault::TimedOut(_)) if dot() => within(timeouts.dot, sending).await,
                 result => result,
             }
         };
@@ -219,7 +219,7 @@ impl Session {
                 let session = fault.leaves_the_session_alive().then_some(self);
                 (session, fault.at(Phase::Dot))
             }
-            Err(fault) if !dot.load(Ordering::Relaxed) => (None, fault.at(Phase::Data)),
+            Err(fault) if !dot() => (None, fault.at(Phase::Data)),
             Err(Fault::Broken(error)) => (None, Happened::Unknown { error }),
             Err(Fault::TimedOut(limit)) => (None, Happened::Unknown { error: no_answer(limit) }),
         }
@@ -260,11 +260,58 @@ impl Session {
     }
 }
 
+/// The content as it goes out, its final dot included (RFC 5321, sections 4.1.1.4 and 4.5.2).
+fn content(composed: &Composed) -> Result<String, String> {
+    let text = std::str::from_utf8(&composed.bytes).map_err(|error| format!("the mail is not UTF-8: {error}"))?;
+    let mut content = String::with_capacity(text.len() + text.len() / 64 + DOT.len());
+    if text.starts_with('.') {
+        content.push('.');
+    }
+    let mut lines = text.split("\r\n.");
+    content.extend(lines.next());
+    for line in lines {
+        content.push_str("\r\n..");
+        content.push_str(line);
+    }
+    if !content.ends_with("\r\n") {
+        content.push_str("\r\n");
+    }
+    content.push_str(DOT);
+    Ok(content)
+}
+
 /// The answer to a command that is done with 2xx. lettre takes 3xx for success as well, which makes sense for DATA alone
 /// (RFC 5321, section 4.3.2): elsewhere the server is out of step with us.
 fn done(answer: Answer) -> Answer {
     match answer {
         Ok(reply) if !(200..300).contains(&u16::from(reply.code())) => Err(Fault::Broken(unexpected(&reply))),
         answer => answer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(mail: &str) -> String {
+        let address: lettre::Address = "alice@example.org".parse().expect("an address");
+        let composed = Composed { from: address.clone(), to: address, subject: String::new(), bytes: mail.into() };
+        content(&composed).expect("UTF-8")
+    }
+
+    #[test]
+    fn no_line_of_the_content_passes_for_its_end() {
+        assert_eq!(sent("a: b\r\n\r\nc\r\n"), "a: b\r\n\r\nc\r\n.\r\n");
+        assert_eq!(sent("a\r\n.\r\nb\r\n"), "a\r\n..\r\nb\r\n.\r\n");
+        assert_eq!(sent(".a\r\n..b\r\n.\r\n"), "..a\r\n...b\r\n..\r\n.\r\n");
+        assert_eq!(sent("a.\r\nb .c"), "a.\r\nb .c\r\n.\r\n", "dots elsewhere, and no line end");
+        assert_eq!(sent(""), "\r\n.\r\n");
+    }
+
+    #[test]
+    fn what_is_not_utf_8_is_this_messages_fault() {
+        let address: lettre::Address = "alice@example.org".parse().expect("an address");
+        let composed = Composed { from: address.clone(), to: address, subject: String::new(), bytes: vec![b'a', 0xff] };
+        assert!(content(&composed).is_err_and(|error| error.contains("index 1")));
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -76,7 +77,24 @@ pub(super) async fn protect(socket: TcpStream, host: &str, ca_file: Option<&Path
     TlsConnector::from(Arc::new(config)).connect(name, socket).await
 }
 
-/// A stream that is read one line at a time.
+/// How many bytes have gone out on a stream; clones count the same.
+///
+/// Below TLS it counts what is encrypted, which is never less than what was to be said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Written(Arc<AtomicUsize>);
+
+impl Written {
+    /// So many until now. Of more than the address space holds it begins anew.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// A stream that is read one line at a time, and counts what is written.
 ///
 /// lettre reads ahead, and keeps what it read when STARTTLS replaces the stream below. Whoever sits on the wire could
 /// so put replies in the clear behind the answer to STARTTLS, which would later pass for the server's (the flaw of
@@ -86,6 +104,7 @@ pub(super) async fn protect(socket: TcpStream, host: &str, ca_file: Option<&Path
 pub(super) struct LineByLine<S> {
     inner: S,
     peer: SocketAddr,
+    written: Written,
     /// Read, but not handed on yet: from `at`.
     read: Vec<u8>,
     at: usize,
@@ -94,8 +113,8 @@ pub(super) struct LineByLine<S> {
 }
 
 impl<S> LineByLine<S> {
-    pub(super) fn new(inner: S, peer: SocketAddr) -> Self {
-        Self { inner, peer, read: Vec::new(), at: 0, of_line: 0 }
+    pub(super) fn new(inner: S, peer: SocketAddr, written: Written) -> Self {
+        Self { inner, peer, written, read: Vec::new(), at: 0, of_line: 0 }
     }
 }
 
@@ -129,7 +148,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for LineByLine<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for LineByLine<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(context, bytes)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.inner).poll_write(context, bytes));
+        if let Ok(bytes) = written {
+            this.written.add(bytes);
+        }
+        Poll::Ready(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -157,7 +181,7 @@ mod tests {
     use super::*;
 
     fn by_line<S: AsyncRead + Unpin>(inner: S) -> BufReader<LineByLine<S>> {
-        BufReader::new(LineByLine::new(inner, ([127, 0, 0, 1], 25).into()))
+        BufReader::new(LineByLine::new(inner, ([127, 0, 0, 1], 25).into(), Written::default()))
     }
 
     #[tokio::test]
