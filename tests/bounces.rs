@@ -146,7 +146,7 @@ async fn what_is_being_sent_is_asked_for_again<B: Backend>() {
     world.remind().await;
     let now = world.now();
     let bucket = world.store.queue(now).await.expect("a queue").due[0];
-    let claimed = world.store.claim(bucket, Uuid::new_v4(), now, now + LEASE, 1).await.expect("a claim");
+    let claimed = world.store.claim(&[bucket], Uuid::new_v4(), now, now + LEASE, 1).await.expect("a claim");
     // A mail system may write sooner than we do.
     assert_eq!(bounce(&world, DEAD, "ann@example.org", claimed[0].id).await, Done::TooEarly);
     assert_eq!(suppressed(&world, owner).await, [("ann@example.org".to_owned(), None)], "all of it comes later");

@@ -253,7 +253,8 @@ async fn what_is_being_sent_when_it_changes_is_corrected<B: Backend>() {
     let now = world.on_day(10);
     world.remind().await;
     let bucket = crate::support::world::at("alice@example.org").bucket();
-    let claimed = world.store.claim(bucket, world.process, now, now + TimeDelta::minutes(5), 1).await.expect("a claim");
+    let claimed =
+        world.store.claim(&[bucket], world.process, now, now + TimeDelta::minutes(5), 1).await.expect("a claim");
     // The mail is on its way while the token is rotated, and a pass looks.
     rotate(&world, token, TimeDelta::zero()).await;
     assert_eq!(world.remind().await.pending, 1);

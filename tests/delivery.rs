@@ -235,7 +235,7 @@ async fn a_process_that_died_is_taken_over_from<B: Backend>() {
     world.remind().await;
     let bucket = world.store.queue(world.now()).await.expect("a read").due[0];
     let until = world.now() + LEASE;
-    let claimed = world.store.claim(bucket, Uuid::from_u128(7), world.now(), until, 5).await.expect("a claim");
+    let claimed = world.store.claim(&[bucket], Uuid::from_u128(7), world.now(), until, 5).await.expect("a claim");
     world.check().await;
     assert_eq!(claimed.len(), 1);
     // It is handed over, and the process dies before it can say so.

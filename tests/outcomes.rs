@@ -405,6 +405,6 @@ async fn claimed_and_dropped<B: Backend>(world: &World<B>) {
     use lapsed::store::Outbox;
     let bucket = crate::support::world::at("ann@example.org").bucket();
     let until = world.now() + TimeDelta::minutes(5);
-    let claimed = world.store.claim(bucket, uuid::Uuid::new_v4(), world.now(), until, 1).await.expect("a claim");
+    let claimed = world.store.claim(&[bucket], uuid::Uuid::new_v4(), world.now(), until, 1).await.expect("a claim");
     assert_eq!(claimed.len(), 1);
 }

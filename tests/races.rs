@@ -320,7 +320,8 @@ async fn one_told_and_one_to_plan<B: Backend>(world: &World<B>) -> (TokenId, Tok
 }
 
 async fn claim<S: Store>(store: &S, holder: u128, now: Timestamp, limit: u32) -> Vec<ClaimedMessage> {
-    let claim = store.claim(at(ADDRESS).bucket(), Uuid::from_u128(holder), now, now + TimeDelta::minutes(5), limit);
+    let bucket = [at(ADDRESS).bucket()];
+    let claim = store.claim(&bucket, Uuid::from_u128(holder), now, now + TimeDelta::minutes(5), limit);
     timeout(Duration::from_secs(5), claim).await.expect("a claim waits for nobody").expect("a claim")
 }
 
@@ -766,7 +767,7 @@ async fn whatever_happens_at_once<B: Backend>() {
             while !planned.get() {
                 for bucket in &buckets {
                     let until = now + TimeDelta::minutes(if rand::random() { 5 } else { 1 });
-                    let claimed = store.claim(*bucket, Uuid::from_u128(holder), now, until, 2).await;
+                    let claimed = store.claim(&[*bucket], Uuid::from_u128(holder), now, until, 2).await;
                     for message in claimed.expect("a claim") {
                         if let Some(record) = any_outcome(&message, fallback, now) {
                             store.record(&[(&message, &record)], now).await.expect("a record");
@@ -790,7 +791,7 @@ async fn whatever_happens_at_once<B: Backend>() {
     let later = world.clock.advance(days(2));
     for bucket in &buckets {
         loop {
-            let claimed = world.store.claim(*bucket, Uuid::from_u128(4), later, later + days(1), 100).await;
+            let claimed = world.store.claim(&[*bucket], Uuid::from_u128(4), later, later + days(1), 100).await;
             let claimed = claimed.expect("a claim");
             if claimed.is_empty() {
                 break;

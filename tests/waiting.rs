@@ -159,7 +159,7 @@ fn daily() -> Digest {
 async fn claimed_elsewhere<B: Backend>(world: &World<B>) -> ClaimedMessage {
     let bucket = at("alice@example.org").bucket();
     let (now, until) = (world.now(), world.now() + TimeDelta::minutes(5));
-    let claimed = world.store.claim(bucket, Uuid::from_u128(7), now, until, 1).await.expect("a claim");
+    let claimed = world.store.claim(&[bucket], Uuid::from_u128(7), now, until, 1).await.expect("a claim");
     claimed.into_iter().next().expect("a message")
 }
 

@@ -495,13 +495,17 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 self.ahead.look(Instant::now());
                 let now = self.clock.now();
                 let room = self.room(now);
-                let Some(bucket) = self.due.front().copied().filter(|_| self.is_worth_a_claim(room)) else { break };
+                let asked = if S::SPANS_BUCKETS { self.due.len() } else { self.due.len().min(1) };
+                if asked == 0 || !self.is_worth_a_claim(room) {
+                    break;
+                }
+                let buckets: Vec<Bucket> = self.due.iter().take(asked).copied().collect();
                 let claiming = Claiming::new(&self.store, &self.clock, &self.terms, self.holder);
-                let (claimed, meanwhile) = self.meanwhile(claiming.claim(bucket, room, now)).await;
+                let (claimed, meanwhile) = self.meanwhile(claiming.claim(&buckets, room, now)).await;
                 let claimed = claimed?;
                 self.plenty = claimed.messages == room;
                 if !self.plenty {
-                    self.due.pop_front();
+                    self.due.drain(..asked);
                 }
                 self.take_in(claimed)?;
                 meanwhile?;

@@ -216,15 +216,15 @@ pub trait Outbox {
     /// When the store fails.
     fn queue(&self, now: Timestamp) -> impl Future<Output = Result<Queue>> + Send;
 
-    /// Claims due messages of a bucket, `limit` at most: those that are open or in retry, and those whose lease ended.
-    /// One that is claimed for the first time takes all that is pending for its contact and of its kind; a later claim adds
+    /// Claims due messages of these buckets, `limit` at most: those that are open or in retry, and those whose lease ended.
+    /// Where [`Store::SPANS_BUCKETS`](super::Store::SPANS_BUCKETS) is false, of the first bucket alone. One that is claimed for the first time takes all that is pending for its contact and of its kind; a later claim adds
     /// nothing.
     ///
     /// # Errors
     /// When the store fails, with nothing claimed.
     fn claim(
         &self,
-        bucket: Bucket,
+        buckets: &[Bucket],
         holder: Uuid,
         now: Timestamp,
         lease_until: Timestamp,
@@ -237,8 +237,8 @@ pub trait Outbox {
     /// When the store fails: then the lease cannot be relied on either.
     fn renew(&self, message: &ClaimedMessage, lease_until: Timestamp) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Records what became of messages of one bucket, in one transaction; for each `false`, with nothing written of it,
-    /// when its lease was lost.
+    /// Records what became of messages, in one transaction; for each `false`, with nothing written of it, when its lease
+    /// was lost. Where [`Store::SPANS_BUCKETS`](super::Store::SPANS_BUCKETS) is false, they are of one bucket.
     ///
     /// # Errors
     /// When the store fails, with nothing written.

@@ -353,6 +353,7 @@ impl Store for Postgres {
     const BATCH: u32 = 5_000;
     /// A server has more than one processor, and what is inserted is indexed several times.
     const PARTS: usize = 2;
+    const SPANS_BUCKETS: bool = false;
     const GAP: Duration = Duration::ZERO;
 
     async fn clock_reading(&self) -> Result<Option<DateTime<Utc>>> {

@@ -247,6 +247,8 @@ impl Store for Sqlite {
     const BATCH: u32 = 1_000;
     /// One writes at a time.
     const PARTS: usize = 1;
+    /// One file: what is committed together waits for the disk once.
+    const SPANS_BUCKETS: bool = true;
     /// The locks are not fair: without a gap, other processes would hardly get to write while a long pass goes on.
     const GAP: Duration = Duration::from_millis(5);
 

@@ -252,7 +252,7 @@ impl<B: Backend> Real<B> {
             return;
         }
         for bucket in store.queue(now).await.expect("a read").due {
-            let claimed = store.claim(bucket, world.process, now, now + TimeDelta::minutes(5), 1_000).await;
+            let claimed = store.claim(&[bucket], world.process, now, now + TimeDelta::minutes(5), 1_000).await;
             for message in claimed.expect("a claim") {
                 assert!(!message.reminders.is_empty(), "a message has something to say");
                 let recorded = store.record(&[(&message, &sent(&message))], now).await.expect("a record");

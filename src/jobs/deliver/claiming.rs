@@ -43,13 +43,13 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
         Self { store: store.clone(), clock: clock.clone(), terms: terms.clone(), holder }
     }
 
-    /// Claims so many messages of a bucket at most.
+    /// Claims so many messages of these buckets at most.
     ///
     /// # Errors
     /// When the store fails, with nothing claimed.
-    pub(super) async fn claim(self, bucket: Bucket, room: usize, now: Timestamp) -> Result<Claimed> {
+    pub(super) async fn claim(self, buckets: &[Bucket], room: usize, now: Timestamp) -> Result<Claimed> {
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
-        let claimed = self.store.claim(bucket, self.holder, now, now + LEASE, limit).await?;
+        let claimed = self.store.claim(buckets, self.holder, now, now + LEASE, limit).await?;
         Ok(if claimed.is_empty() { Claimed::default() } else { self.check(claimed).await })
     }
 

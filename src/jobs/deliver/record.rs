@@ -47,12 +47,14 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             }
         }
         self.judged = undecided;
-        let mut by_bucket: HashMap<Bucket, Vec<(Attempt, Record)>> = HashMap::new();
+        // `None` for all of them, where they may go together.
+        let mut together: HashMap<Option<Bucket>, Vec<(Attempt, Record)>> = HashMap::new();
         for (attempt, record) in self.decided.drain(..) {
-            by_bucket.entry(attempt.message.id.bucket()).or_default().push((attempt, record));
+            let bucket = (!S::SPANS_BUCKETS).then(|| attempt.message.id.bucket());
+            together.entry(bucket).or_default().push((attempt, record));
         }
-        if !by_bucket.is_empty() || lost > 0 {
-            self.recording.begin(self.store.clone(), self.clock.clone(), by_bucket.into_values().collect(), lost);
+        if !together.is_empty() || lost > 0 {
+            self.recording.begin(self.store.clone(), self.clock.clone(), together.into_values().collect(), lost);
         }
         result
     }

@@ -16,7 +16,7 @@ use crate::store::outbox::{ClaimedMessage, Delivery, Record};
 use crate::store::planning::Reminded;
 use crate::store::{Result, Store};
 
-/// Attempts of one bucket, and what to record of each.
+/// Attempts that are recorded together, and what to record of each.
 type Outcomes = Vec<(Attempt, Record)>;
 
 /// The messages that are being recorded, and what came of it.
@@ -41,14 +41,14 @@ impl Recording {
     }
 
     /// Begins to record. `lost` messages had been lost to another process before.
-    pub(super) fn begin<S: Store, C: Clock>(&mut self, store: S, clock: C, buckets: Vec<Outcomes>, lost: u64) {
-        self.messages = buckets.iter().map(Vec::len).sum();
+    pub(super) fn begin<S: Store, C: Clock>(&mut self, store: S, clock: C, together: Vec<Outcomes>, lost: u64) {
+        self.messages = together.iter().map(Vec::len).sum();
         let mut did = Delivered { lost, ..Delivered::default() };
         let recorder = Recorder { store, clock, reminded: self.reminded.clone() };
         let record = async move {
             let mut result = Ok(());
-            for outcomes in &buckets {
-                // What the store refuses of one bucket must not keep the others from being recorded.
+            for outcomes in &together {
+                // What the store refuses of some must not keep the others from being recorded.
                 match recorder.record_all(outcomes).await {
                     Ok(more) => did += more,
                     Err(error) => result = Err(error),
@@ -106,7 +106,7 @@ impl<S: Store, C: Clock> Recorder<S, C> {
         report(message, record, recorded)
     }
 
-    /// Records what became of messages of one bucket. Where the store does not take all of them at once, each is on its
+    /// Records what became of messages. Where the store does not take all of them at once, each is on its
     /// own: one that cannot be recorded must not make the others be sent again.
     async fn record_all(&self, outcomes: &[(Attempt, Record)]) -> Result<Delivered> {
         let mut did = Delivered::default();

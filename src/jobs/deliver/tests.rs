@@ -180,7 +180,7 @@ async fn what_is_decided_meanwhile_keeps_no_claim_from_going_on() {
     let mut deliverer = deliverer(&store, &clock, &Memory::new());
     let now = clock.now();
     let bucket = store.queue(now).await.expect("a read").due.first().copied().expect("a bucket");
-    let claimed = store.claim(bucket, deliverer.holder, now, now + LEASE, 1).await.expect("a claim");
+    let claimed = store.claim(&[bucket], deliverer.holder, now, now + LEASE, 1).await.expect("a claim");
     let message = claimed.into_iter().next().expect("a message");
     deliverer.ended.push(Attempt {
         message,
@@ -194,7 +194,7 @@ async fn what_is_decided_meanwhile_keeps_no_claim_from_going_on() {
     // Something has been recorded: the next thing that is done is to look at what has ended.
     deliverer.recording.begin(store.clone(), clock.clone(), Vec::new(), 0);
     deliverer.recording.done().await;
-    let (claimed, recorded) = deliverer.meanwhile(store.claim(bucket, Uuid::new_v4(), now, now + LEASE, 1)).await;
+    let (claimed, recorded) = deliverer.meanwhile(store.claim(&[bucket], Uuid::new_v4(), now, now + LEASE, 1)).await;
     assert_eq!(claimed.expect("a claim").len(), 1);
     recorded.expect("it is decided as soon as the connection is free");
     let mut connection = SqliteConnection::connect(&url).await.expect("a connection");

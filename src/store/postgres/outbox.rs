@@ -39,14 +39,14 @@ impl Outbox for Postgres {
 
     async fn claim(
         &self,
-        bucket: Bucket,
+        buckets: &[Bucket],
         holder: Uuid,
         now: Timestamp,
         lease_until: Timestamp,
         limit: u32,
     ) -> Result<Vec<ClaimedMessage>> {
         self.within(async move {
-            let bucket = bucket.column();
+            let Some(bucket) = buckets.first().map(|bucket| bucket.column()) else { return Ok(Vec::new()) };
             let mut line = self.lines.take().await?;
             let mut tx = line.begin().await?;
             // Index messages_queue. Two statements: what a planner commits while this one waits is seen by the next.

@@ -15,7 +15,7 @@ use crate::store::outbox::{
     MessageCount, MessageKind, OLDEST_WAITING, Outbox, QUEUE, Queue, RENEW, Record, SUPPRESS, put_off,
 };
 use crate::store::row::{self, At, CarriedRow, ClaimRow, ContactRow};
-use crate::token::{Bucket, SYSTEM_OWNER_KEY};
+use crate::token::{Bucket, MessageId, SYSTEM_OWNER_KEY};
 
 impl Outbox for Sqlite {
     async fn queue(&self, now: Timestamp) -> Result<Queue> {
@@ -26,59 +26,64 @@ impl Outbox for Sqlite {
 
     async fn claim(
         &self,
-        bucket: Bucket,
+        buckets: &[Bucket],
         holder: Uuid,
         now: Timestamp,
         lease_until: Timestamp,
         limit: u32,
     ) -> Result<Vec<ClaimedMessage>> {
-        let bucket = bucket.column();
         let mut tx = self.begin().await?;
         // Index messages_queue.
-        let claims: Vec<ClaimRow> = sqlx::query_as(
-            "UPDATE messages \
-             SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = lease_epoch + 1, \
-                 claimed_at = COALESCE(claimed_at, $2), \
-                 lost_claims = lost_claims + CASE WHEN state = 'sending' THEN 1 ELSE 0 END \
-             WHERE bucket = $1 AND id IN ( \
-                 SELECT id FROM messages \
-                 WHERE bucket = $1 AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
-                 ORDER BY not_before \
-                 LIMIT $5 \
-             ) \
-             RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
+        let due: Vec<(Uuid,)> = sqlx::query_as(
+            "SELECT id FROM messages \
+             WHERE bucket IN (SELECT value FROM json_each($1)) \
+               AND state IN ('open', 'retry', 'sending') AND not_before <= $2 \
+             ORDER BY bucket, not_before \
+             LIMIT $3",
         )
-        .bind(bucket)
+        .bind(json(buckets.iter().map(|bucket| bucket.column())))
         .bind(At(now))
-        .bind(holder)
-        .bind(At(lease_until))
         .bind(i64::from(limit))
         .fetch_all(&mut *tx)
         .await?;
-        if claims.is_empty() {
+        if due.is_empty() {
             return Ok(Vec::new());
         }
+        // On its own: SQLite expects a subquery with a bound limit to be long, and prepares for that by reading the whole table.
+        let claims: Vec<ClaimRow> = sqlx::query_as(
+            "UPDATE messages AS m \
+             SET state = 'sending', not_before = $4, lease_holder = $3, lease_epoch = m.lease_epoch + 1, \
+                 claimed_at = COALESCE(m.claimed_at, $2), \
+                 lost_claims = m.lost_claims + CASE WHEN m.state = 'sending' THEN 1 ELSE 0 END \
+             FROM json_each($1) AS d \
+             WHERE m.bucket = d.value ->> 0 AND m.id = UNHEX(d.value ->> 1) \
+             RETURNING id, contact_id, kind, lease_epoch, attempts, lost_claims, created_at, claimed_at",
+        )
+        .bind(json(due.iter().map(|(id,)| (MessageId::from(*id).bucket().column(), hex(*id)))))
+        .bind(At(now))
+        .bind(holder)
+        .bind(At(lease_until))
+        .fetch_all(&mut *tx)
+        .await?;
+        let bucket = |claim: &ClaimRow| MessageId::from(claim.id).bucket().column();
         // Index reminders_pending.
         let takers: Vec<(&ClaimRow, bool)> =
             claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
         if !takers.is_empty() {
             sqlx::query(
                 "UPDATE reminders AS r \
-                 SET message_id = ( \
-                     SELECT UNHEX(m.value ->> 0) FROM json_each($2) AS m \
-                     WHERE UNHEX(m.value ->> 1) = r.contact_id AND m.value ->> 2 = r.escalation \
-                 ) \
-                 WHERE r.bucket = $1 AND r.state = 'pending' AND r.message_id IS NULL \
-                   AND r.contact_id IN (SELECT UNHEX(value ->> 1) FROM json_each($2))",
+                 SET message_id = UNHEX(m.value ->> 1) \
+                 FROM json_each($1) AS m \
+                 WHERE r.bucket = m.value ->> 0 AND r.contact_id = UNHEX(m.value ->> 2) AND r.state = 'pending' \
+                   AND r.message_id IS NULL AND r.escalation = m.value ->> 3",
             )
-            .bind(bucket)
-            .bind(json(
-                takers.iter().map(|(claim, escalated)| (hex(claim.id), hex(claim.contact_id), i32::from(*escalated))),
-            ))
+            .bind(json(takers.iter().map(|(claim, escalated)| {
+                (bucket(claim), hex(claim.id), hex(claim.contact_id), i32::from(*escalated))
+            })))
             .execute(&mut *tx)
             .await?;
         }
-        let contact_ids = json(claims.iter().map(|claim| hex(claim.contact_id)));
+        let claimed = json(claims.iter().map(|claim| (bucket(claim), hex(claim.id), hex(claim.contact_id))));
         let carried: Vec<CarriedRow> = sqlx::query_as(
             "SELECT r.message_id, r.token_id, r.generation, r.lead, r.deadline, r.escalation, r.reason, \
                     ( \
@@ -86,29 +91,25 @@ impl Outbox for Sqlite {
                         WHERE o.bucket = r.bucket AND o.token_id = r.token_id AND o.generation = r.generation \
                           AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
                     ) AS tightest \
-             FROM reminders r \
-             WHERE r.bucket = $1 AND r.state = 'pending' \
-               AND r.contact_id IN (SELECT UNHEX(value) FROM json_each($2)) \
-               AND r.message_id IN (SELECT UNHEX(value) FROM json_each($3))",
+             FROM json_each($1) AS m \
+             CROSS JOIN reminders r ON r.bucket = m.value ->> 0 AND r.contact_id = UNHEX(m.value ->> 2) \
+             WHERE r.state = 'pending' AND r.message_id = UNHEX(m.value ->> 1)",
         )
-        .bind(bucket)
-        .bind(&contact_ids)
-        .bind(json(claims.iter().map(|claim| hex(claim.id))))
+        .bind(&claimed)
         .fetch_all(&mut *tx)
         .await?;
         let contacts: Vec<ContactRow> = sqlx::query_as(
-            "SELECT id, address, time_zone, locale, suppressed_at, suppressed_why \
-             FROM contacts \
-             WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))",
+            "SELECT c.id, c.address, c.time_zone, c.locale, c.suppressed_at, c.suppressed_why \
+             FROM json_each($1) AS m \
+             CROSS JOIN contacts c ON c.bucket = m.value ->> 0 AND c.id = UNHEX(m.value ->> 2)",
         )
-        .bind(bucket)
-        .bind(&contact_ids)
+        .bind(&claimed)
         .fetch_all(&mut *tx)
         .await?;
         let claimed = row::claimed(claims, contacts, carried, holder, lease_until);
         for broken in &claimed.broken {
             for statement in [GIVE_UP_MESSAGE, GIVE_UP_REMINDERS] {
-                let query = sqlx::query(statement).bind(bucket).bind(broken.id);
+                let query = sqlx::query(statement).bind(MessageId::from(broken.id).bucket().column()).bind(broken.id);
                 let query = if statement == GIVE_UP_MESSAGE { query.bind(&broken.problem) } else { query };
                 query.bind(At(now)).execute(&mut *tx).await?;
             }
@@ -138,16 +139,14 @@ impl Outbox for Sqlite {
     }
 
     async fn record(&self, outcomes: &[(&ClaimedMessage, &Record)], now: Timestamp) -> Result<Vec<bool>> {
-        let Some((first, _)) = outcomes.first() else { return Ok(Vec::new()) };
-        let bucket = first.id.bucket().column();
         let mut tx = self.begin().await?;
-        let recorded = finish(&mut tx, bucket, outcomes, now).await?;
+        let recorded = finish(&mut tx, outcomes, now).await?;
         let ours: Vec<_> = outcomes.iter().filter(|(message, _)| recorded.contains(&message.id.uuid())).collect();
-        settle(&mut tx, bucket, &ours, now).await?;
+        settle(&mut tx, &ours, now).await?;
         let escalations: Vec<_> = ours.iter().flat_map(|(_, record)| record.escalations.iter().cloned()).collect();
         write_reminders(&mut tx, &escalations, now, None).await?;
         for (message, at) in put_off(outcomes, &recorded) {
-            let contact = message.contact.id;
+            let (bucket, contact) = (message.id.bucket().column(), message.contact.id);
             let detach = sqlx::query(DETACH).bind(bucket).bind(message.id.uuid()).bind(contact.uuid());
             detach.execute(&mut *tx).await?;
             open_messages(&mut tx, &[(contact, at)], MessageKind::Reminders, now).await?;
@@ -195,7 +194,6 @@ impl Outbox for Sqlite {
 /// Ends the messages that are still their holders', and gives their ids.
 async fn finish(
     tx: &mut Transaction<'_, Lite>,
-    bucket: i16,
     outcomes: &[(&ClaimedMessage, &Record)],
     now: Timestamp,
 ) -> Result<HashSet<Uuid>> {
@@ -212,6 +210,7 @@ async fn finish(
             delivery.unknown_outcomes(),
             delivery.reply(),
             finished_at.map(|at| at.timestamp()),
+            message.id.bucket().column(),
         )
     }));
     let recorded: Vec<(Uuid,)> = sqlx::query_as(
@@ -219,12 +218,11 @@ async fn finish(
          SET state = n.value ->> 3, not_before = n.value ->> 4, attempts = m.attempts + (n.value ->> 5), \
              unknown_outcomes = m.unknown_outcomes + (n.value ->> 6), \
              last_reply = COALESCE(n.value ->> 7, m.last_reply), lease_holder = NULL, finished_at = n.value ->> 8 \
-         FROM json_each($2) AS n \
-         WHERE m.bucket = $1 AND m.id = UNHEX(n.value ->> 0) AND +m.state = 'sending' \
+         FROM json_each($1) AS n \
+         WHERE m.bucket = n.value ->> 9 AND m.id = UNHEX(n.value ->> 0) AND +m.state = 'sending' \
            AND m.lease_holder = UNHEX(n.value ->> 1) AND m.lease_epoch = n.value ->> 2 \
          RETURNING id",
     )
-    .bind(bucket)
     .bind(rows)
     .fetch_all(&mut **tx)
     .await?;
@@ -234,7 +232,6 @@ async fn finish(
 /// Says of reminders what has become of them.
 async fn settle(
     tx: &mut Transaction<'_, Lite>,
-    bucket: i16,
     outcomes: &[&(&ClaimedMessage, &Record)],
     now: Timestamp,
 ) -> Result<()> {
@@ -245,20 +242,20 @@ async fn settle(
     }
     let rows = json(settled.iter().map(|(message, s)| {
         let reason = s.reason.map(|reason| reason.as_str());
-        let (contact, message) = (hex(message.contact.id.uuid()), hex(message.id.uuid()));
+        let (contact, id) = (hex(message.contact.id.uuid()), hex(message.id.uuid()));
         let claimed = s.claimed;
-        (hex(s.token.uuid()), claimed.generation, claimed.lead.seconds(), contact, message, s.state.as_str(), reason)
+        let (generation, lead) = (claimed.generation, claimed.lead.seconds());
+        (hex(s.token.uuid()), generation, lead, contact, id, s.state.as_str(), reason, message.id.bucket().column())
     }));
     // Primary key: the plus keeps SQLite from reading all that is settled anew for each of the contact's pending rows.
     sqlx::query(
         "UPDATE reminders AS r \
-         SET state = s.value ->> 5, reason = COALESCE(s.value ->> 6, r.reason), settled_at = $3 \
-         FROM json_each($2) AS s \
-         WHERE r.bucket = $1 AND r.token_id = UNHEX(s.value ->> 0) AND r.generation = s.value ->> 1 \
+         SET state = s.value ->> 5, reason = COALESCE(s.value ->> 6, r.reason), settled_at = $2 \
+         FROM json_each($1) AS s \
+         WHERE r.bucket = s.value ->> 7 AND r.token_id = UNHEX(s.value ->> 0) AND r.generation = s.value ->> 1 \
            AND r.lead = s.value ->> 2 AND r.contact_id = UNHEX(s.value ->> 3) AND +r.state = 'pending' \
            AND r.message_id = UNHEX(s.value ->> 4)",
     )
-    .bind(bucket)
     .bind(rows)
     .bind(At(now))
     .execute(&mut **tx)

@@ -15,8 +15,8 @@ use crate::store::row::{self, At, FactRow, TraitsRow, token_columns};
 use crate::token::{Bucket, ContactId, OwnerId, SYSTEM_OWNER_KEY, TokenId};
 
 /// Remembers that these contacts are sent reminders now.
-const MAILED: &str = "UPDATE contacts SET mailed_at = $3 \
-     WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))";
+const MAILED: &str = "UPDATE contacts AS c SET mailed_at = $2 \
+     FROM json_each($1) AS n WHERE c.bucket = n.value ->> 0 AND c.id = UNHEX(n.value ->> 1)";
 
 impl Recipients for Sqlite {
     async fn speakers(&self, owners: &[OwnerId]) -> Result<HashMap<OwnerId, Vec<ContactId>>> {
@@ -74,27 +74,30 @@ impl Recipients for Sqlite {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<HashMap<ContactId, Timestamp>> {
-        let Some(first) = contacts.first() else { return Ok(HashMap::new()) };
-        let bucket = first.bucket().column();
+        if contacts.is_empty() {
+            return Ok(HashMap::new());
+        }
         let mut tx = self.begin().await?;
         let rows: Vec<(Uuid, Option<At>)> = sqlx::query_as(
-            "SELECT id, mailed_at FROM contacts \
-             WHERE bucket = $1 AND id IN (SELECT UNHEX(value) FROM json_each($2))",
+            "SELECT c.id, c.mailed_at \
+             FROM json_each($1) AS n \
+             CROSS JOIN contacts c ON c.bucket = n.value ->> 0 AND c.id = UNHEX(n.value ->> 1)",
         )
-        .bind(bucket)
-        .bind(json(contacts.iter().map(|contact| hex(contact.uuid()))))
+        .bind(json(contacts.iter().map(|contact| (contact.bucket().column(), hex(contact.uuid())))))
         .fetch_all(&mut *tx)
         .await?;
         let (before, free) = row::mailed_since(rows, since, now);
-        sqlx::query(MAILED).bind(bucket).bind(json(free.into_iter().map(hex))).bind(At(now)).execute(&mut *tx).await?;
+        let free = free.into_iter().map(|id| (ContactId::from(id).bucket().column(), hex(id)));
+        sqlx::query(MAILED).bind(json(free)).bind(At(now)).execute(&mut *tx).await?;
         tx.commit().await?;
         Ok(before)
     }
 
     async fn mailed(&self, contacts: &[ContactId], now: Timestamp) -> Result<()> {
-        let Some(first) = contacts.first() else { return Ok(()) };
-        let ids = json(contacts.iter().map(|contact| hex(contact.uuid())));
-        sqlx::query(MAILED).bind(first.bucket().column()).bind(ids).bind(At(now)).execute(&self.writer).await?;
+        if !contacts.is_empty() {
+            let ids = json(contacts.iter().map(|contact| (contact.bucket().column(), hex(contact.uuid()))));
+            sqlx::query(MAILED).bind(ids).bind(At(now)).execute(&self.writer).await?;
+        }
         Ok(())
     }
 
