@@ -94,6 +94,10 @@ pub trait Store:
     /// In how many parts, each of other buckets, a batch of an import is written at once.
     const PARTS: usize;
 
+    /// Whether a claim or a record may be about several buckets: it is one transaction, which must be one shard's where there
+    /// are shards.
+    const SPANS_BUCKETS: bool;
+
     /// How long a pass leaves the store alone after each step.
     const GAP: Duration;
 

@@ -5,7 +5,9 @@ use crate::support::world::{World, dawn, days, lead, new_token};
 use chrono::TimeDelta;
 use lapsed::change;
 use lapsed::clock::Timestamp;
-use lapsed::jobs::{expire, purge, remind};
+use lapsed::config::Limit;
+use lapsed::jobs::guard::Guard;
+use lapsed::jobs::{Outcome, expire, purge, remind};
 use lapsed::policy::{Lead, Policy};
 use lapsed::store::planning::{Decided, Progress, Watermark};
 use lapsed::store::{Accounts, Due, Error, Jobs, Planning};
@@ -27,6 +29,7 @@ on_every_back_end!(
     a_wrong_clock_is_undone,
     nobody_to_tell,
     suppressed_contacts_are_passed_over,
+    a_step_goes_through_several_pages,
     a_lost_lease_writes_nothing,
     a_lease_from_a_wrong_clock_holds_nobody_up,
     what_is_due_is_known_before_a_pass,
@@ -257,6 +260,29 @@ async fn suppressed_contacts_are_passed_over<B: Backend>() {
     world.on_day(60);
     world.remind().await;
     assert_eq!(world.ledger(token).await, ["0: 30d pending to here@example.org"]);
+}
+
+async fn a_step_goes_through_several_pages<B: Backend>() {
+    let mut world = World::<B>::new().await;
+    let alice = world.owner("alice", &["alice@example.org"]).await;
+    for _ in 0..14 {
+        world.token(alice, 1).await;
+    }
+    world.on_day(1);
+    let lease = world.lease(expire::NAME).await;
+    // What the guard allows is counted when a page is written, though the page was read while another one was.
+    world.rules.guard = Guard::new(Limit::None, Limit::PerHour(5));
+    let Outcome { did, more } = expire::step(&world.store, &lease, &world.rules, world.now()).await.expect("a step");
+    assert_eq!((did.tokens, did.pending, did.waits, more), (5, 5, true, false), "a page of 3, and 2 of the next");
+    assert_eq!(did.lags.len(), 5);
+    world.rules.guard = Guard::new(Limit::None, Limit::None);
+    world.rules.batch = 2;
+    let Outcome { did, more } = expire::step(&world.store, &lease, &world.rules, world.now()).await.expect("a step");
+    assert_eq!((did.tokens, did.pending, did.waits, more), (8, 8, false, true), "four pages");
+    let Outcome { did, more } = expire::step(&world.store, &lease, &world.rules, world.now()).await.expect("a step");
+    assert_eq!((did.tokens, did.pending, did.waits, more), (1, 1, false, false), "the last one");
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM tokens WHERE status = 'active'").await, 0);
+    assert_eq!(world.backend.count("SELECT COUNT(*) FROM reminders WHERE state = 'pending'").await, 14);
 }
 
 async fn a_lost_lease_writes_nothing<B: Backend>() {

@@ -67,7 +67,7 @@ pub async fn expire_all<S: Store>(store: &S, rules: &Rules) -> (Duration, Writte
     let mut total = Written::default();
     loop {
         let outcome = expire::step(store, &lease, rules, now()).await.expect("a step");
-        add(&mut total, outcome.did);
+        total += outcome.did;
         if !outcome.more {
             break;
         }
@@ -118,7 +118,7 @@ async fn remind_all<S: Store>(store: &S) -> (Duration, Written) {
     let mut total = Written::default();
     loop {
         let outcome = remind::step(store, &lease, &rules, now()).await.expect("a step");
-        add(&mut total, outcome.did);
+        total += outcome.did;
         if !outcome.more {
             break;
         }
@@ -126,12 +126,6 @@ async fn remind_all<S: Store>(store: &S) -> (Duration, Written) {
     }
     store.finish(&lease, now(), Ok("done")).await.expect("a write");
     (started.elapsed(), total)
-}
-
-fn add(total: &mut Written, did: Written) {
-    total.tokens += did.tokens;
-    total.pending += did.pending;
-    total.settled += did.settled;
 }
 
 fn line<P: Place>(

@@ -7,6 +7,8 @@
 //! began there would read again until they are vacuumed. Whoever writes a deadline that may lie behind the watermark marks
 //! the token; marked ones come first.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use super::{Outcome, Rules, guard};
@@ -15,24 +17,79 @@ use crate::policy::{Decision, Lead, expired_notice};
 use crate::store::jobs::Lease;
 use crate::store::planning::{Candidate, Decided, NewReminder, Watermark, Written};
 use crate::store::{Result, Store};
-use crate::token::ContactId;
+use crate::token::{ContactId, TokenId};
 
 /// The job's name in the store and in logs.
 pub const NAME: &str = "expire";
 
-/// Expires a batch of tokens.
+/// How many pages a step goes through at most: while one is written, the next is read.
+const PAGES: u32 = 4;
+
+/// Tokens that have reached their deadline, and what is to be written about them.
+struct Page {
+    tokens: Vec<Candidate>,
+    reminders: Vec<NewReminder>,
+}
+
+impl Page {
+    async fn new<S: Store>(store: &S, rules: &Rules, now: Timestamp, mut tokens: Vec<Candidate>) -> Result<Self> {
+        let reminders = decide(store, rules, now, &mut tokens, &[]).await?;
+        Ok(Self { tokens, reminders })
+    }
+
+    /// The page that follows; empty where nothing does.
+    async fn after<S: Store>(store: &S, rules: &Rules, now: Timestamp, from: Watermark) -> Result<Self> {
+        let tokens = store.crossing(Lead::EXPIRED, from, now, rules.batch).await?;
+        Self::new(store, rules, now, tokens).await
+    }
+
+    fn end(&self) -> Option<Watermark> {
+        self.tokens.last().map(|last| Watermark { instant: last.deadline.expires_at, token: last.id.uuid() })
+    }
+
+    /// Cuts it down to what the guard allows; `false` where it had to be.
+    async fn allow<S: Store>(&mut self, store: &S, rules: &Rules, now: Timestamp) -> Result<bool> {
+        if self.tokens.is_empty() {
+            return Ok(true);
+        }
+        let most = rules.guard.may_expire(store, self.tokens.len(), now).await?;
+        let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+        let allowed = self.tokens.len() <= most;
+        if !allowed {
+            self.tokens.truncate(most);
+            let kept: HashSet<TokenId> = self.tokens.iter().map(|token| token.id).collect();
+            self.reminders.retain(|reminder| kept.contains(&reminder.token));
+        }
+        Ok(allowed)
+    }
+}
+
+/// Expires tokens: a page of those that are marked, or else some pages of the others.
 ///
 /// # Errors
-/// When the store fails or the lease was lost; nothing of the batch is written then.
+/// When the store fails or the lease was lost, with nothing written. Where pages were written before, they are told, and what is
+/// wrong stops the next step.
 pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp) -> Result<Outcome<Written>> {
+    let mut did = Written::default();
+    match pages(store, lease, rules, now, &mut did).await {
+        Ok(more) => Ok(Outcome { did, more }),
+        Err(error) if did == Written::default() => Err(error),
+        Err(_) => Ok(Outcome { did, more: true }),
+    }
+}
+
+/// Returns whether more is due.
+async fn pages<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timestamp, did: &mut Written) -> Result<bool> {
     let due = store.to_expire(now).await?;
-    let mut marked = if due.marked { store.overdue(now, rules.batch).await? } else { Vec::new() };
+    let marked = if due.marked { store.overdue(now, rules.batch).await? } else { Vec::new() };
     if !marked.is_empty() {
-        if allow(store, rules, now, &mut marked).await? {
-            let did = write(store, lease, rules, now, &mut marked, None).await?;
-            return Ok(Outcome { did, more: true });
+        let mut page = Page::new(store, rules, now, marked).await?;
+        if !page.allow(store, rules, now).await? {
+            *did += write_allowed(store, lease, rules, now, page, None).await?;
+            return Ok(false);
         }
-        return waits(store, lease, rules, now, &mut marked, None).await;
+        *did += write(store, lease, rules, now, page, None).await?;
+        return Ok(true);
     }
     if due.is_ahead(now) {
         // A wrong clock set it. It goes now, or it would be believed once its time has come.
@@ -43,46 +100,48 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     }
     let known = due.known(now);
     if known.is_some() && !due.crossed {
-        return Ok(Outcome { did: Written::default(), more: false });
+        return Ok(false);
     }
     let from = known.unwrap_or(Watermark { instant: Timestamp::UNIX_EPOCH, token: Uuid::nil() });
-    let mut page = store.crossing(Lead::EXPIRED, from, now, rules.batch).await?;
-    let more = page.len() >= rules.batch as usize;
-    let allowed = page.is_empty() || allow(store, rules, now, &mut page).await?;
-    let reached = page.last().map(|last| Watermark { instant: last.deadline.expires_at, token: last.id.uuid() });
-    if !allowed {
-        return waits(store, lease, rules, now, &mut page, reached).await;
+    let mut page = Page::after(store, rules, now, from).await?;
+    for others in (0..PAGES).rev() {
+        let more = page.tokens.len() >= rules.batch as usize;
+        if !page.allow(store, rules, now).await? {
+            let reached = page.end();
+            *did += write_allowed(store, lease, rules, now, page, reached).await?;
+            return Ok(false);
+        }
+        // Where there was no watermark, there is one now, whatever was found: or the next pass would begin at the left edge
+        // again.
+        let reached = page.end().unwrap_or(Watermark::after(now));
+        let next = async {
+            if more && others > 0 { Page::after(store, rules, now, reached).await.map(Some) } else { Ok(None) }
+        };
+        let (written, next) = tokio::join!(write(store, lease, rules, now, page, Some(reached)), next);
+        *did += written?;
+        let Some(next) = next? else { return Ok(more) };
+        page = next;
+        tokio::time::sleep(S::GAP).await;
     }
-    // Where there was no watermark, there is one now, whatever was found: or the next pass would begin at the left edge again.
-    let did = write(store, lease, rules, now, &mut page, Some(reached.unwrap_or(Watermark::after(now)))).await?;
-    Ok(Outcome { did, more })
-}
-
-/// Cuts a page down to what the guard allows; `false` where it had to be.
-async fn allow<S: Store>(store: &S, rules: &Rules, now: Timestamp, page: &mut Vec<Candidate>) -> Result<bool> {
-    let most = rules.guard.may_expire(store, page.len(), now).await?;
-    let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
-    let allowed = page.len() <= most;
-    page.truncate(most);
-    Ok(allowed)
+    Ok(true)
 }
 
 /// Expires what the guard allows of a page; the rest waits until the hour has passed.
-async fn waits<S: Store>(
+async fn write_allowed<S: Store>(
     store: &S,
     lease: &Lease,
     rules: &Rules,
     now: Timestamp,
-    allowed: &mut [Candidate],
+    page: Page,
     reached: Option<Watermark>,
-) -> Result<Outcome<Written>> {
+) -> Result<Written> {
     let mut did = Written::default();
-    if !allowed.is_empty() {
-        did = write(store, lease, rules, now, allowed, reached).await?;
+    if !page.tokens.is_empty() {
+        did = write(store, lease, rules, now, page, reached).await?;
     }
     did.waits = true;
     guard::expiry_waits(store, rules, now).await?;
-    Ok(Outcome { did, more: false })
+    Ok(did)
 }
 
 async fn write<S: Store>(
@@ -90,20 +149,19 @@ async fn write<S: Store>(
     lease: &Lease,
     rules: &Rules,
     now: Timestamp,
-    page: &mut [Candidate],
+    page: Page,
     reached: Option<Watermark>,
 ) -> Result<Written> {
-    let reminders = decide(store, rules, now, page, &[]).await?;
-    let page: &[Candidate] = page;
+    let Page { tokens, reminders } = page;
     let may_open = match reminders.len() {
         0 => None,
         wanted => rules.guard.may_open(store, wanted, now).await?,
     };
-    let decided = Decided { now, looked_at: page, reminders, may_open };
+    let decided = Decided { now, looked_at: &tokens, reminders, may_open };
     let mut written = store.expire(lease, decided, reached).await?;
     // Where an edit came in between, fewer were marked than are on the page, and the numbers are those of its neighbours.
     let marked = usize::try_from(written.tokens).unwrap_or(usize::MAX);
-    written.lags = page.iter().take(marked).map(|token| now - token.deadline.expires_at).collect();
+    written.lags = tokens.iter().take(marked).map(|token| now - token.deadline.expires_at).collect();
     guard::report(&written);
     Ok(written)
 }

@@ -153,6 +153,19 @@ pub struct Written {
     pub lags: Vec<TimeDelta>,
 }
 
+impl std::ops::AddAssign for Written {
+    fn add_assign(&mut self, other: Self) {
+        self.tokens += other.tokens;
+        self.pending += other.pending;
+        self.settled += other.settled;
+        self.opened += other.opened;
+        self.held += other.held;
+        self.waits |= other.waits;
+        self.reminded += other.reminded;
+        self.lags.extend(other.lags);
+    }
+}
+
 /// What `remind` moves on by what it writes.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress {

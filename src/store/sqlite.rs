@@ -64,14 +64,17 @@ const BUSY: Duration = Duration::from_secs(15);
 
 /// The pages that the writing connection keeps in memory, as SQLite wants it: in KiB below zero. A batch touches each table
 /// and index in nearly every bucket; with SQLite's own 2 MiB, its pages are written out and read again before it ends.
-const WRITER_CACHE: &str = "-16384";
+const WRITER_CACHE: &str = "-32768";
 
-/// After how many pages of the write-ahead log they go to the file (32 MiB). Consecutive batches touch mostly the same pages,
+/// After how many pages of the write-ahead log they go to the file (64 MiB). Consecutive batches touch mostly the same pages,
 /// which then go there once, and not after each batch.
-const CHECKPOINT: &str = "8192";
+const CHECKPOINT: &str = "16384";
 
 /// What is left of a write-ahead log that grew while somebody read for long, once it could be written to the file, in bytes.
-const LARGEST_LOG: &str = "67108864";
+const LARGEST_LOG: &str = "134217728";
+
+/// What a statement would have to undo if it failed halfway stays in memory, and goes into no file of its own.
+const UNDO: &str = "memory";
 
 /// Gives back the memory of pages that were read and written; what needs them reads them again.
 const SHRINK: &str = "PRAGMA shrink_memory";
@@ -134,6 +137,7 @@ impl Sqlite {
             .connect_with(
                 options
                     .clone()
+                    .pragma("temp_store", UNDO)
                     .pragma("cache_size", WRITER_CACHE)
                     .pragma("wal_autocheckpoint", CHECKPOINT)
                     .pragma("journal_size_limit", LARGEST_LOG),
@@ -243,8 +247,9 @@ fn opening(error: sqlx::Error, path: &Path) -> Error {
 }
 
 impl Store for Sqlite {
-    /// All writers wait meanwhile, so the step is short.
-    const BATCH: u32 = 1_000;
+    /// All writers wait meanwhile, a third of a second on the machine of benches/README.md. Smaller ones write most pages of the
+    /// tables and indexes anew each time.
+    const BATCH: u32 = 4_000;
     /// One writes at a time.
     const PARTS: usize = 1;
     /// One file: what is committed together waits for the disk once.
