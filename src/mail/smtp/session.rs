@@ -264,13 +264,10 @@ impl Session {
 fn content(composed: &Composed) -> Result<String, String> {
     let text = std::str::from_utf8(&composed.bytes).map_err(|error| format!("the mail is not UTF-8: {error}"))?;
     let mut content = String::with_capacity(text.len() + text.len() / 64 + DOT.len());
-    if text.starts_with('.') {
-        content.push('.');
-    }
-    let mut lines = text.split("\r\n.");
-    content.extend(lines.next());
-    for line in lines {
-        content.push_str("\r\n..");
+    for line in text.split_inclusive('\n') {
+        if line.starts_with('.') {
+            content.push('.');
+        }
         content.push_str(line);
     }
     if !content.ends_with("\r\n") {
