@@ -94,7 +94,7 @@ impl Act {
             Self::Reconcile => &["DELETE FROM watermarks", "INSERT INTO watermarks", "INSERT INTO reminders"],
             Self::Send => &[
                 "SET state = 'sending'",
-                "r SET message_id",
+                "SET message_id",
                 "UPDATE messages SET not_before = $5",
                 "attempts = m.attempts + ",
                 "r SET state = s",

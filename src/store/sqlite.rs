@@ -83,6 +83,10 @@ const SHRINK: &str = "PRAGMA shrink_memory";
 /// (SQLite's documentation of the pragma).
 const OPTIMIZE: &str = "PRAGMA optimize = 0x10012";
 
+/// Tables that had few rows when they were analysed. As such a table grows, SQLite would still read all of it for each row that is
+/// bound to a statement, where it can look each up; it does that by itself where it knows nothing.
+const SMALL: &str = "SELECT tbl FROM sqlite_stat1 GROUP BY tbl HAVING MAX(CAST(stat AS INTEGER)) < 1000";
+
 /// How many rows of an answer may wait to be taken: the thread that reads them sleeps less often than with sqlx's own 50.
 const ROWS: usize = 1_000;
 
@@ -131,6 +135,7 @@ impl Sqlite {
                 sqlx::migrate::MigrateError::Execute(error) => opening(error, &path),
                 other => super::migration_error(other),
             })?;
+            forget_small(&mut connection).await?;
             connection.close().await?;
         }
         let writer = pool(1)
@@ -226,6 +231,25 @@ fn pool(most: u32) -> SqlitePoolOptions {
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
 }
 
+/// Forgets what is known of tables that were small; another time, where somebody else is writing.
+async fn forget_small(connection: &mut SqliteConnection) -> Result<()> {
+    // There is no such table before the first analysis.
+    const ANALYSED: &str = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'sqlite_stat1'";
+    let (analysed,): (i64,) = sqlx::query_as(ANALYSED).fetch_one(&mut *connection).await?;
+    if analysed == 0 {
+        return Ok(());
+    }
+    let small: Vec<(String,)> = sqlx::query_as(SMALL).fetch_all(&mut *connection).await?;
+    for (table,) in small {
+        let forget = sqlx::query("DELETE FROM sqlite_stat1 WHERE tbl = $1").bind(table);
+        match forget.execute(&mut *connection).await.map_err(Error::from) {
+            Ok(_) | Err(Error::Busy(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// The file that a URL names: `sqlite:lapsed.db`, `sqlite:///var/lib/lapsed/lapsed.db`.
 fn path(url: &str) -> Result<PathBuf> {
     let rest = url.strip_prefix("sqlite:").unwrap_or(url);
@@ -286,6 +310,7 @@ impl Store for Sqlite {
         let mut connection = self.options.clone().busy_timeout(Duration::ZERO).connect().await?;
         for statement in [OPTIMIZE, "PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
             match sqlx::raw_sql(statement).execute(&mut connection).await.map_err(Error::from) {
+                Ok(_) if statement == OPTIMIZE => forget_small(&mut connection).await?,
                 Ok(_) => {}
                 Err(Error::Busy(_)) => tracing::debug!(statement, "somebody else is writing: another time"),
                 Err(error) => return Err(error),

@@ -71,7 +71,7 @@ impl Outbox for Sqlite {
             claims.iter().filter_map(|claim| claim.takes().map(|escalated| (claim, escalated))).collect();
         if !takers.is_empty() {
             sqlx::query(
-                "UPDATE reminders AS r \
+                "UPDATE reminders AS r INDEXED BY reminders_pending \
                  SET message_id = UNHEX(m.value ->> 1) \
                  FROM json_each($1) AS m \
                  WHERE r.bucket = m.value ->> 0 AND r.contact_id = UNHEX(m.value ->> 2) AND r.state = 'pending' \
@@ -92,7 +92,8 @@ impl Outbox for Sqlite {
                           AND o.contact_id = r.contact_id AND o.state IN ('pending', 'sent') \
                     ) AS tightest \
              FROM json_each($1) AS m \
-             CROSS JOIN reminders r ON r.bucket = m.value ->> 0 AND r.contact_id = UNHEX(m.value ->> 2) \
+             CROSS JOIN reminders r INDEXED BY reminders_pending \
+                 ON r.bucket = m.value ->> 0 AND r.contact_id = UNHEX(m.value ->> 2) \
              WHERE r.state = 'pending' AND r.message_id = UNHEX(m.value ->> 1)",
         )
         .bind(&claimed)
