@@ -74,6 +74,7 @@ pub async fn step<S: Store>(store: &S, lease: &Lease, rules: &Rules, now: Timest
     match pages(store, lease, rules, now, &mut did).await {
         Ok(more) => Ok(Outcome { did, more }),
         Err(error) if did == Written::default() => Err(error),
+        // What lasts is met again by the next step.
         Err(_) => Ok(Outcome { did, more: true }),
     }
 }

@@ -217,8 +217,8 @@ pub trait Outbox {
     fn queue(&self, now: Timestamp) -> impl Future<Output = Result<Queue>> + Send;
 
     /// Claims due messages of these buckets, `limit` at most: those that are open or in retry, and those whose lease ended.
-    /// Where [`Store::SPANS_BUCKETS`](super::Store::SPANS_BUCKETS) is false, of the first bucket alone. One that is claimed for the first time takes all that is pending for its contact and of its kind; a later claim adds
-    /// nothing.
+    /// One that is claimed for the first time takes all that is pending for its contact and of its kind; a later claim adds
+    /// nothing. Where [`Store::SPANS_BUCKETS`](super::Store::SPANS_BUCKETS) is false, only the first bucket is looked at.
     ///
     /// # Errors
     /// When the store fails, with nothing claimed.
