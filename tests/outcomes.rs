@@ -1,18 +1,23 @@
 //! What delivery does about each thing that a mail server can do, as a table: every row at each phase where it can
 //! happen, with PIPELINING offered and not, seen from the store and from what the server received.
 
-use std::time::Duration;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use crate::support::backend::{Backend, OnPostgres, OnSqlite};
 use crate::support::smtp_script::{Action, Phase, Script, Server, reply};
-use crate::support::world::{World, days};
+use crate::support::world::{World, at, days};
 use chrono::TimeDelta;
 use lapsed::change;
+use lapsed::clock::Timestamp;
 use lapsed::config::{self, Timeouts};
-use lapsed::jobs::deliver::Delivered;
+use lapsed::jobs::deliver::{Delivered, LEASE};
 use lapsed::mail::smtp::Smtp;
 use lapsed::mail::transport::Transport;
-use lapsed::store::Accounts;
+use lapsed::store::messages::{MessageFilter, MessageRecord};
+use lapsed::store::{Accounts, Messages, Outbox};
+use lapsed::token::Address;
+use uuid::Uuid;
 
 /// Short where a server says nothing, so that a test does not wait for minutes.
 fn options(server: &Server, connections: usize) -> config::Smtp {
@@ -314,6 +319,70 @@ async fn a_session_that_stalls_holds_up_no_other_on_sqlite() {
 #[tokio::test]
 async fn a_session_that_stalls_holds_up_no_other_on_postgres() {
     a_session_that_stalls_holds_up_no_other::<OnPostgres>().await;
+}
+
+/// Of two messages that are being sent for long, one is taken over by a process for which its lease had ended. A process asks for
+/// more time a minute after it began to send, which is how long this takes.
+async fn a_lease_is_prolonged_while_its_message_is_sent<B: Backend>() {
+    let (ann, bob) = (at("ann@example.org"), at("bob@example.org"));
+    let world = due::<B>(&[ann.as_str(), bob.as_str()]).await;
+    let stalls = Script::new().on(Phase::Dot, Action::Stall);
+    let server = stalls.decide(Phase::Rcpt, |line| line.contains("bob@").then_some(Action::Stall)).start().await;
+    let long = Duration::from_secs(600);
+    let timeouts = Timeouts { rcpt: long, dot: long, ..Timeouts::default() };
+    let mut deliverer = world.deliverer(sessions(config::Smtp { timeouts, ..options(&server, 2) }));
+    let mut did = Delivered::default();
+    let since = Instant::now();
+    while server.times(Phase::Dot) == 0 || server.times(Phase::Rcpt) < 2 {
+        assert!(since.elapsed() < Duration::from_secs(30), "both are being sent");
+        did += deliverer.step().await.expect("a step").did;
+        let _ = tokio::time::timeout(Duration::from_millis(100), deliverer.wait()).await;
+    }
+    let ends = world.now() + LEASE;
+    world.clock.advance(LEASE - TimeDelta::minutes(1));
+    let later = ends + TimeDelta::minutes(1);
+    let other = Uuid::from_u128(7);
+    let claimed = world.store.claim(&[bob.bucket()], other, later, later + LEASE, 1).await.expect("a claim");
+    assert_eq!(claimed.len(), 1, "it was bob's no longer");
+
+    let since = Instant::now();
+    while did.lost == 0 || leased_until(&world, &ann).await <= ends {
+        assert!(since.elapsed() < Duration::from_secs(180), "{did:?}");
+        let _ = tokio::time::timeout(Duration::from_secs(1), deliverer.wait()).await;
+        did += deliverer.step().await.expect("a step").did;
+    }
+    let claimed = world.store.claim(&[ann.bucket()], other, later, later + LEASE, 1).await.expect("a claim");
+    assert!(claimed.is_empty(), "ann's still is");
+    // Whoever stalls goes on: ann's server answers, and bob's finds nobody there.
+    server.release();
+    server.release();
+    did += deliverer.finish().await.expect("a record");
+    assert_eq!(did, Delivered { sent: 1, lost: 1, ..Delivered::default() });
+    assert_eq!(taken(&server), [ann.as_str()]);
+    assert_eq!(server.times(Phase::Data), 1, "nothing more of bob's went out");
+}
+
+/// Until when the message to an address is leased.
+async fn leased_until<B: Backend>(world: &World<B>, address: &Address) -> Timestamp {
+    let mut until = None;
+    let visit = |message: MessageRecord| {
+        if message.address.as_ref() == Some(address) {
+            until = Some(message.not_before);
+        }
+        ControlFlow::Continue(())
+    };
+    world.store.each_message(&MessageFilter::default(), visit).await.expect("a read");
+    until.expect("a message")
+}
+
+#[tokio::test]
+async fn a_lease_is_prolonged_while_its_message_is_sent_on_sqlite() {
+    a_lease_is_prolonged_while_its_message_is_sent::<OnSqlite>().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_prolonged_while_its_message_is_sent_on_postgres() {
+    a_lease_is_prolonged_while_its_message_is_sent::<OnPostgres>().await;
 }
 
 /// One message alone that is refused at MAIL is at fault; two different ones in a row are not.

@@ -134,18 +134,18 @@ impl Attempt {
         };
         let until = AtomicI64::new(self.lease_until.timestamp());
         let hold = Hold { store, clock, message: &self.message, until };
-        let happened = {
-            let sending = transport.send(self.message.id, &composed, || hold.still_ours());
-            tokio::pin!(sending);
+        let over = async {
             loop {
-                tokio::select! {
-                    happened = &mut sending => break happened,
-                    // Dropping the send drops its session: nothing more goes out.
-                    () = tokio::time::sleep(RENEW_EVERY) => if !hold.prolong().await && hold.is_over() {
-                        break Happened::LostLease;
-                    },
+                tokio::time::sleep(RENEW_EVERY).await;
+                if !hold.prolong().await && hold.is_over() {
+                    return;
                 }
             }
+        };
+        let happened = tokio::select! {
+            happened = transport.send(self.message.id, &composed, || hold.still_ours()) => happened,
+            // Dropping the send drops its session: nothing more goes out.
+            () = over => Happened::LostLease,
         };
         self.lease_until = hold.until();
         self.happened = Some(happened);
