@@ -38,7 +38,7 @@ use super::{Stored, address_of};
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long [`Server::reached`] waits.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where in a conversation a rule applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -201,7 +201,7 @@ impl Server {
     /// Waits until a phase was reached `times` times, counted from the start.
     ///
     /// # Panics
-    /// After ten seconds.
+    /// After a minute.
     pub async fn reached(&self, phase: Phase, times: usize) {
         let mut reached = self.shared.reached.subscribe();
         let wait = reached.wait_for(|counts| counts.get(&phase).is_some_and(|&count| count >= times));
