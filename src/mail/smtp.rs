@@ -188,5 +188,10 @@ impl Smtp {
     }
 }
 
+#[cfg(panic = "abort")]
+compile_error!(
+    "a mail server can make lettre panic, which must be a connection that failed: build with panic = \"unwind\""
+);
+
 #[cfg(test)]
 mod tests;
