@@ -175,7 +175,7 @@ fn with_a_message_waiting(place: Place) -> (Place, String) {
     let id = expired_token(&place, "alice", "CI");
     let once = place.line("run --once");
     assert_eq!(once.status, Some(1), "{once}");
-    assert!(once.stderr.contains("the mail server could not be used: messages wait in the store"), "{once}");
+    assert!(once.stderr.contains("no mail could be handed over: messages wait in the store"), "{once}");
     assert_eq!(fact(&once.stdout, "expire"), "tokens expired: 1, reminders: 1");
     (place, id)
 }

@@ -38,6 +38,7 @@ on_every_back_end!(
     the_fallback_hears_of_everything_in_one_mail,
     a_new_fallback_hears_what_the_old_one_did_not,
     nothing_starves_behind_what_fails,
+    nothing_starves_behind_what_is_due_again_and_again,
     a_message_that_cannot_be_read_is_given_up_and_told_of,
     a_token_that_cannot_be_read_holds_nobody_up,
     what_fails_for_two_days_is_given_up,
@@ -350,6 +351,29 @@ async fn nothing_starves_behind_what_fails<B: Backend>() {
     assert_eq!((did.sent, did.retried), (10, 10));
     world.clock.advance(TimeDelta::minutes(1));
     assert_eq!(world.deliver(&mut courier.deliverer).await.sent, 10);
+}
+
+/// With one session, and a mail server that takes longer to refuse a message than that waits to be tried again: hours pass.
+async fn nothing_starves_behind_what_is_due_again_and_again<B: Backend>() {
+    let world = World::<B>::new().await;
+    for n in 0..4 {
+        let owner = world.owner(&format!("owner-{n}"), &[&format!("owner-{n}@example.org")]).await;
+        world.token(owner, 90).await;
+    }
+    world.on_day(60);
+    world.remind().await;
+    let mut courier = world.courier();
+    let tried = "SELECT COUNT(*) FROM messages WHERE attempts > 0";
+    for _ in 0..6 {
+        courier.memory.answer(refused(Phase::Data, 451, "try later"));
+        let mut did = Delivered::default();
+        while did.retried == 0 {
+            did += courier.deliverer.step().await.expect("a step").did;
+            courier.deliverer.wait().await;
+        }
+        world.clock.advance(TimeDelta::hours(5));
+    }
+    assert_eq!(world.backend.count(tried).await, 4, "each has had its turn");
 }
 
 async fn a_message_that_cannot_be_read_is_given_up_and_told_of<B: Backend>() {

@@ -104,7 +104,7 @@ impl Run {
             return Err(Failure::Failed(anyhow::anyhow!("{why}; the next run goes on")));
         }
         if report.mail_refused {
-            let problem = "the mail server could not be used: messages wait in the store for the next run";
+            let problem = "no mail could be handed over: messages wait in the store for the next run";
             return Err(Failure::Failed(anyhow::anyhow!(problem)));
         }
         if report.guarded {

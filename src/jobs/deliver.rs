@@ -485,7 +485,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     async fn begin(&mut self) -> Result<()> {
         self.sessions.doubt_stale();
         if self.pause.waits(self.clock.now()) {
-            self.give_back("the mail server refuses everybody");
+            self.give_back("no mail can be handed over");
         } else {
             self.feed();
             self.look().await?;
@@ -504,9 +504,11 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 let (claimed, meanwhile) = self.meanwhile(claiming.claim(&buckets, room, now)).await;
                 let claimed = claimed?;
                 self.plenty = claimed.messages == room;
-                if !self.plenty {
-                    self.due.drain(..asked);
-                }
+                // The next claim goes on behind this one, full or not, until all that was due has had its turn: or what is tried
+                // again and again would be claimed before what waits behind it.
+                let behind = claimed.last.filter(|_| self.plenty && S::SPANS_BUCKETS);
+                let passed = behind.map_or(asked, |last| self.due.partition_point(|bucket| *bucket <= last));
+                self.due.drain(..passed);
                 self.take_in(claimed)?;
                 meanwhile?;
             }
@@ -562,11 +564,15 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
     /// Finds the buckets that have messages to claim, when none is known.
     async fn look(&mut self) -> Result<()> {
         if self.due.is_empty() {
-            let due = self.store.queue(self.clock.now()).await?.due;
-            // From a random start, so that several processes begin in different places.
-            let start = usize::from(rand::random::<u8>()) % due.len().max(1);
-            self.due = due.iter().cycle().skip(start).take(due.len()).copied().collect();
+            let mut due = self.store.queue(self.clock.now()).await?.due;
+            due.sort_unstable();
             self.nothing_due = due.is_empty();
+            if !S::SPANS_BUCKETS {
+                // From a random start, so that several processes begin in different places.
+                let start = usize::from(rand::random::<u8>()) % due.len().max(1);
+                due.rotate_left(start);
+            }
+            self.due = due.into();
         }
         Ok(())
     }

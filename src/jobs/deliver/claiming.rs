@@ -22,6 +22,8 @@ use crate::token::{Bucket, ContactId, TokenId};
 pub(super) struct Claimed {
     /// How many messages.
     pub(super) messages: usize,
+    /// The last bucket of any.
+    pub(super) last: Option<Bucket>,
     /// Each with the letter to send, if something is left to say.
     pub(super) checked: Vec<(Attempt, Option<Letter>)>,
     /// Those that nobody could check: they are given back.
@@ -50,7 +52,11 @@ impl<S: Store, C: Clock + Clone> Claiming<S, C> {
     pub(super) async fn claim(self, buckets: &[Bucket], room: usize, now: Timestamp) -> Result<Claimed> {
         let limit = u32::try_from(room).unwrap_or(u32::MAX);
         let claimed = self.store.claim(buckets, self.holder, now, now + LEASE, limit).await?;
-        Ok(if claimed.is_empty() { Claimed::default() } else { self.check(claimed).await })
+        if claimed.is_empty() {
+            return Ok(Claimed::default());
+        }
+        let last = claimed.iter().map(|message| message.id.bucket()).max();
+        Ok(Claimed { last, ..self.check(claimed).await })
     }
 
     async fn check(&self, claimed: Vec<ClaimedMessage>) -> Claimed {

@@ -75,7 +75,7 @@ impl Pause {
     /// The server refuses everybody. Returns until when to wait, unless it is waited already: several sessions may find
     /// out at once.
     pub(super) fn refused(&mut self, refused: Refused, now: Timestamp, reply: &str) -> Option<Timestamp> {
-        self.why = Some(format!("delivery pauses, because the mail server refuses everybody: {reply}"));
+        self.why = Some(format!("delivery pauses, because no mail can be handed over: {reply}"));
         wait(&mut self.everybody, refused, now)
     }
 

@@ -203,7 +203,7 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
                 tracing::warn!(reply, retry_at = %until, "the mail server takes no further session");
             }
         } else if let Some(until) = self.pause.refused(refused, now, reply) {
-            tracing::warn!(reply, retry_at = %until, "the mail server refuses everybody: delivery pauses");
+            tracing::warn!(reply, retry_at = %until, "no mail can be handed over: delivery pauses");
         }
     }
 }
