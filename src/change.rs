@@ -165,7 +165,7 @@ pub fn revoke(token: &Token, now: Timestamp) -> Result<Changed, Refused> {
 pub struct Watched {
     /// What it is for.
     pub description: String,
-    /// When it was made.
+    /// When it was made, where that is known.
     pub created_at: Option<Timestamp>,
     /// Its deadline, which may lie in the past.
     pub expires_at: Option<Timestamp>,

@@ -10,10 +10,20 @@ mod json;
 
 use std::io::{self, BufRead, BufReader, Read};
 
+pub use fields::{meant as meant_column, names as column_names};
+
 use crate::store::imports::ImportRow;
 
 /// The longest row, in bytes: beyond it, a quote is missing, or this is no list.
 const MAX_ROW: u64 = 1 << 20;
+
+/// What people take for a list, by its first bytes.
+const NO_TEXT: [(&[u8], &str); 4] = [
+    (b"\x1f\x8b", "compressed; unpack it first, for example with gunzip"),
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet; save it as CSV first"),
+    (b"\xff\xfe", "UTF-16; make it UTF-8 first, for example with iconv -f UTF-16 -t UTF-8"),
+    (b"\xfe\xff", "UTF-16; make it UTF-8 first, for example with iconv -f UTF-16 -t UTF-8"),
+];
 
 /// Why a list cannot be read, or not any further.
 #[derive(Debug, thiserror::Error)]
@@ -25,12 +35,16 @@ pub enum ListError {
     #[error("is empty; the first line of a CSV names its columns: {}", fields::names())]
     Empty,
     /// A column that every list needs.
-    #[error("has no column {column:?}; a CSV begins with a line that names its columns, of which there are: {names}",
-        names = fields::names())]
+    #[error("has no column {column:?}; {why}")]
     MissingColumn {
         /// Which.
         column: &'static str,
+        /// What there is in its place, and what would be right.
+        why: String,
     },
+    /// Not a text, as its first bytes show.
+    #[error("is {0}")]
+    NoText(&'static str),
     /// A column that stands there twice.
     #[error("has two columns {0:?}")]
     ColumnTwice(&'static str),
@@ -58,6 +72,10 @@ impl List {
     /// [`ListError`] when this is no list.
     pub fn open(input: impl Read + Send + 'static) -> Result<Self, ListError> {
         let mut input = BufReader::with_capacity(1 << 16, input);
+        let begins = input.fill_buf()?;
+        if let Some((_, what)) = NO_TEXT.iter().find(|(bytes, _)| begins.starts_with(bytes)) {
+            return Err(ListError::NoText(what));
+        }
         skip_byte_order_mark(&mut input)?;
         match first_character(&mut input)? {
             None => Err(ListError::Empty),

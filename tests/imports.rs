@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::backend::{Backend, OnPartitions, OnPostgres, OnSqlite};
 use crate::support::world::{World, at, dawn, days, tokens};
+use chrono::TimeDelta;
 use lapsed::expires::Expires;
 use lapsed::jobs::purge::{self, Retention};
 use lapsed::store::Imports;
@@ -18,6 +19,8 @@ on_every_back_end!(
     what_a_complete_list_no_longer_has_is_ended,
     another_source_is_not_overwritten,
     what_ended_too_long_ago_is_left_out,
+    what_cannot_have_been_yet_is_refused,
+    who_was_made_after_its_end_is_told_of_everything,
     owners_without_a_contact_are_counted,
     strictly_is_all_or_nothing,
 );
@@ -118,6 +121,44 @@ async fn a_token_renewed_elsewhere_is_active_again<B: Backend>() {
     assert_eq!(watched(&world).await["2"], (Status::Active, 1, 95));
     world.on_day(100);
     assert_eq!(world.expire().await.pending, 2, "both ends are told");
+}
+
+async fn what_cannot_have_been_yet_is_refused<B: Backend>() {
+    let world = World::<B>::new().await;
+    for (hours, refused) in [(23, false), (25, true)] {
+        let ahead = Some(dawn() + TimeDelta::hours(hours));
+        let rows = [
+            ImportRow { created_at: ahead, ..row("alice", &format!("created {hours}"), 90) },
+            ImportRow { last_used_at: ahead, ..row("alice", &format!("used {hours}"), 90) },
+            ImportRow { revoked_at: ahead, ..row("alice", &format!("revoked {hours}"), 90) },
+        ];
+        let (_, outcomes) = import(&world, &rows).await;
+        for (outcome, column) in outcomes.iter().zip(["created_at", "last_used_at", "revoked_at"]) {
+            match outcome {
+                RowOutcome::Refused(problem) => {
+                    assert!(
+                        refused && problem.starts_with(column) && problem.contains("lies in the future"),
+                        "{problem}"
+                    );
+                }
+                other => assert!(!refused && *other == RowOutcome::Added, "{column}: {other:?}"),
+            }
+        }
+    }
+    assert_eq!(watched(&world).await.len(), 3);
+}
+
+/// Its list is wrong about when it was made, so nobody knows its lifetime.
+async fn who_was_made_after_its_end_is_told_of_everything<B: Backend>() {
+    let world = World::<B>::new().await;
+    let (made, ends) = (dawn() + TimeDelta::hours(18), dawn() + TimeDelta::hours(12));
+    let wrong = ImportRow { created_at: Some(made), expires: Expires::At(ends), ..row("alice", "wrong", 0) };
+    let short = ImportRow { created_at: Some(dawn()), expires: Expires::At(ends), ..row("bob", "short", 0) };
+    assert_eq!(import(&world, &[wrong, short]).await.1, [RowOutcome::Added, RowOutcome::Added]);
+    assert_eq!(world.remind().await.opened, 1, "bob's lives for less than the lead time");
+    let told = "SELECT COUNT(*) FROM messages m JOIN contacts c ON c.bucket = m.bucket AND c.id = m.contact_id \
+                WHERE c.address = 'alice@example.org'";
+    assert_eq!(world.backend.count(told).await, 1);
 }
 
 async fn what_a_complete_list_no_longer_has_is_ended<B: Backend>() {

@@ -65,9 +65,11 @@ fn what_is_no_list_says_so() {
     std::fs::create_dir(place.path("directory")).expect("a directory");
     let columns =
         "owner, description, expires_at, emails, watch, external_id, created_at, last_used_at, revoked_at, time_zone";
-    let no_column = |name: &str| {
+    let no_column = |name: &str, line: &str| {
         format!(
-            "has no column \"{name}\"; a CSV begins with a line that names its columns, of which there are: {columns}"
+            "has no column \"{name}\"; its first line is \"{line}\", where a CSV names its columns: owner, description, expires_at, \
+             which each list needs, and as far as it has them emails, watch, external_id, created_at, last_used_at, \
+             revoked_at, time_zone"
         )
     };
     for (file, content, complaint) in [
@@ -83,14 +85,16 @@ fn what_is_no_list_says_so() {
             Some(b"\r\n \n"),
             format!("blank.csv is empty; the first line of a CSV names its columns: {columns}"),
         ),
-        ("no-header.csv", Some(b"alice,x,2099-01-31\n"), format!("no-header.csv {}", no_column("owner"))),
-        ("column.csv", Some(b"owner,description\nalice,x\n"), format!("column.csv {}", no_column("expires_at"))),
+        ("no-header.csv", Some(b"alice,x,2099-01-31\n"), format!("no-header.csv {}", no_column("owner", "alice,x,2099-01-31"))),
+        ("column.csv", Some(b"owner,description\nalice,x\n"), format!("column.csv {}", no_column("expires_at", "owner,description"))),
         (
             "semicolons.csv",
             Some(b"owner;description;expires_at\nalice;x;\n"),
-            format!("semicolons.csv {}", no_column("owner")),
+            "semicolons.csv has no column \"owner\"; its first line is \"owner;description;expires_at\": separate columns \
+             with commas, not with semicolons"
+                .into(),
         ),
-        ("utf16.csv", Some(b"\xff\xfeo\0w\0n\0e\0r\0,\0\n\0"), format!("utf16.csv {}", no_column("owner"))),
+        ("utf16.csv", Some(b"\xff\xfeo\0w\0n\0e\0r\0,\0\n\0"), "utf16.csv is UTF-16; make it UTF-8 first, for example with iconv -f UTF-16 -t UTF-8".into()),
         ("twice.csv", Some(b"owner,description,expires_at,Owner\n"), "twice.csv has two columns \"owner\"".into()),
         (
             "array.json",
@@ -225,7 +229,7 @@ fn interrupt(child: &Child) {
 #[tokio::test]
 async fn an_import_that_is_interrupted_goes_on_when_it_is_repeated() {
     let place = Place::new();
-    place.line("token list").ok();
+    place.empty_store();
     let text = list(20_000);
     let (first, _) = text.split_at(text.len() / 2);
     let mut child = importing(&place, &[]);
@@ -257,7 +261,7 @@ async fn an_import_that_is_interrupted_goes_on_when_it_is_repeated() {
 #[tokio::test]
 async fn a_strict_import_that_is_interrupted_leaves_nothing() {
     let place = Place::new();
-    place.line("token list").ok();
+    place.empty_store();
     let mut child = importing(&place, &["--strict"]);
     let mut input = child.stdin.take().expect("a pipe");
     // More than the program reads ahead: when all of this is written, it has begun.

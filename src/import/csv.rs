@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use csv::{ByteRecord, Reader, ReaderBuilder};
 
-use super::fields::{COLUMNS, Fields, NEEDED, column, row};
+use super::fields::{COLUMNS, Fields, NEEDED, column, meant, row};
 use super::{ListError, MAX_ROW, Row};
 
 /// Makes every line end in a bare LF, because the parser counts the lines of CR LF one late; counts what is read between
@@ -73,6 +73,26 @@ pub(super) struct Records<R> {
     done: bool,
 }
 
+/// What a header without this column has in its place, and what would be right.
+fn instead(headers: &ByteRecord, missing: &str) -> String {
+    let text = |header: &[u8]| String::from_utf8_lossy(header).trim().to_owned();
+    if let Some(meant) = headers.iter().map(text).find(|header| meant(header) == Some(missing)) {
+        return format!("is {meant:?} meant to be that?");
+    }
+    let line: String = headers.iter().map(text).collect::<Vec<_>>().join(",");
+    let line: String = line.chars().filter(|c| *c == '\t' || !c.is_control()).take(80).collect();
+    for (separator, name) in [(';', "semicolons"), ('\t', "tabs"), ('|', "bars")] {
+        if line.split(separator).any(|part| column(part).is_some()) && line.contains(separator) {
+            return format!("its first line is {line:?}: separate columns with commas, not with {name}");
+        }
+    }
+    let needed = COLUMNS.get(..NEEDED).unwrap_or_default().join(", ");
+    let others = COLUMNS.get(NEEDED..).unwrap_or_default().join(", ");
+    format!(
+        "its first line is {line:?}, where a CSV names its columns: {needed}, which each list needs, and as far as it has them {others}"
+    )
+}
+
 impl<R: Read> Records<R> {
     /// Reads the header; also returns the names of columns that are not ours.
     pub(super) fn open(input: R) -> Result<(Self, Vec<String>), ListError> {
@@ -97,7 +117,7 @@ impl<R: Read> Records<R> {
         }
         for (at, name) in COLUMNS.iter().enumerate().take(NEEDED) {
             if !columns.contains(&Some(at)) {
-                return Err(ListError::MissingColumn { column: name });
+                return Err(ListError::MissingColumn { column: name, why: instead(&headers, name) });
             }
         }
         Ok((Self { reader, since, columns, record: ByteRecord::new(), done: false }, unknown))

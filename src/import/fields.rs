@@ -28,8 +28,16 @@ pub(super) const NEEDED: usize = 3;
 pub(super) type Fields = [String; COLUMNS.len()];
 
 /// The names of all columns, for people.
-pub(super) fn names() -> String {
+pub fn names() -> String {
     COLUMNS.join(", ")
+}
+
+/// The column that somebody who wrote this name may have meant.
+pub fn meant(name: &str) -> Option<&'static str> {
+    let name = name.trim().to_lowercase();
+    let score = |column: &str| strsim::normalized_damerau_levenshtein(column, &name);
+    let best = COLUMNS.into_iter().map(|column| (column, score(column))).max_by(|(_, a), (_, b)| a.total_cmp(b));
+    best.filter(|(_, score)| *score >= 0.7).map(|(column, _)| column)
 }
 
 /// Which column a header means.

@@ -43,6 +43,10 @@ fn a_csv_with_columns_in_any_order_and_bad_rows() {
 fn unknown_columns_are_named() {
     let list = List::open(io::Cursor::new(b"owner,description,expires_at,shoe size\n".to_vec())).expect("a list");
     assert_eq!(list.unknown_columns(), ["shoe size"]);
+    assert_eq!(
+        ["Email", "expires", "created", "shoe size"].map(meant_column),
+        [Some("emails"), Some("expires_at"), Some("created_at"), None]
+    );
 }
 
 #[test]
@@ -64,7 +68,31 @@ fn json_lines_with_lists_numbers_and_nothing() {
 fn what_is_no_list_says_so() {
     assert!(refused("").contains("empty"));
     assert!(refused("  \n").contains("empty"));
-    assert!(refused("owner,description\n").contains("no column \"expires_at\""));
+    assert!(
+        refused("owner,description\n")
+            .contains("no column \"expires_at\"; its first line is \"owner,description\", where")
+    );
+    for (text, why) in [
+        ("onwer,description,expires_at\n", "no column \"owner\"; is \"onwer\" meant to be that?"),
+        (
+            "owner;description;expires_at\n",
+            "\"owner;description;expires_at\": separate columns with commas, not with semicolons",
+        ),
+        ("owner\tdescription\texpires_at\n", "commas, not with tabs"),
+        (
+            "alice,ci,2027-01-31\n",
+            "its first line is \"alice,ci,2027-01-31\", where a CSV names its columns: owner, description, ",
+        ),
+        ("PK\u{3}\u{4}x", "is a ZIP archive or a spreadsheet; save it as CSV first"),
+    ] {
+        assert!(refused(text).contains(why), "{}", refused(text));
+    }
+    for (bytes, why) in
+        [(&b"\x1f\x8b\x08"[..], "is compressed"), (b"\xff\xfeo\0w\0", "is UTF-16"), (b"\xfe\xff\0o", "is UTF-16")]
+    {
+        let error = List::open(io::Cursor::new(bytes.to_vec())).err().expect("no list").to_string();
+        assert!(error.starts_with(why), "{error}");
+    }
     assert!(refused("owner,owner,description,expires_at\n").contains("two columns \"owner\""));
     assert!(refused("[{}]").contains("jq -c '.[]'"));
 }

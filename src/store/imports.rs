@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;
 
-use chrono::NaiveTime;
+use chrono::{NaiveTime, TimeDelta};
 use chrono_tz::Tz;
 use uuid::Uuid;
 
@@ -16,6 +16,9 @@ use crate::change::{Watched, import_again, import_new};
 use crate::clock::Timestamp;
 use crate::expires::Expires;
 use crate::token::{Address, Bucket, Owner, OwnerId, Token, TokenId};
+
+/// By how much the clock of whoever wrote a list may be ahead of this one, or its time zone.
+const AHEAD: TimeDelta = TimeDelta::days(1);
 
 /// A row of a list.
 #[derive(Clone, Debug)]
@@ -289,12 +292,18 @@ fn twice(row: &ImportRow) -> RowOutcome {
 
 fn watched(row: &ImportRow, owner: &Owner, now: Timestamp) -> std::result::Result<Watched, String> {
     let expires_at = row.expires.instant(now, owner.time_zone).map_err(|problem| format!("expires_at: {problem}"))?;
+    let past = |column: &str, instant: Option<Timestamp>| match instant {
+        Some(instant) if instant > now + AHEAD => Err(format!("{column}: {} lies in the future", instant.date_naive())),
+        instant => Ok(instant),
+    };
+    let created_at = past("created_at", row.created_at)?;
     Ok(Watched {
         description: row.description.clone(),
-        created_at: row.created_at,
+        // Nothing is made after its end: then nobody knows when it was.
+        created_at: created_at.filter(|created_at| expires_at.is_none_or(|expires_at| *created_at < expires_at)),
         expires_at,
-        last_used_at: row.last_used_at,
-        revoked_at: row.revoked_at,
+        last_used_at: past("last_used_at", row.last_used_at)?,
+        revoked_at: past("revoked_at", row.revoked_at)?,
     })
 }
 

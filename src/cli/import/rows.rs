@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
 use crate::cli::{Failure, output};
-use crate::import::{List, ListError, Row};
+use crate::import::{List, ListError, Row, column_names, meant_column};
 use crate::store::imports::{Feed, ImportRow, RowOutcome};
 
 /// How many bad rows are told one by one: a list whose columns are mixed up has nothing but bad rows.
@@ -72,7 +72,11 @@ impl Rows {
         let counted = Counted { inner: input, read: read.clone() };
         let list = List::open(counted).map_err(|error| anyhow!("{} {error}", name(path)))?;
         for column in list.unknown_columns() {
-            output::say(&format!("column {column:?} is not known and is ignored"));
+            let meant = meant_column(column).map_or(String::new(), |meant| format!("; did you mean {meant}?"));
+            output::say(&format!("column {column:?} is not known and is ignored{meant}"));
+        }
+        if !list.unknown_columns().is_empty() {
+            output::say(&format!("the columns that are known: {}", column_names()));
         }
         let (sender, batches) = mpsc::channel(1);
         tokio::task::spawn_blocking(move || pass_on(list, batch as usize, &sender));
