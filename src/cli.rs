@@ -260,6 +260,10 @@ fn dispatch(arguments: Arguments) -> Outcome {
             }
             Command::Schedule(schedule) => return schedule.run(&settings),
             Command::Check(check) => return check.run(&settings).await,
+            Command::Mail(MailCommand::Test(test)) => return test.run(&SystemClock::default(), &settings).await,
+            Command::Mail(MailCommand::Preview(preview)) if !preview.needs_store() => {
+                return preview.run_sample(&SystemClock::default(), &settings);
+            }
             Command::Store(StoreCommand::Backup(backup)) => return backup.run(&settings).await,
             Command::Store(StoreCommand::Copy(copy)) => return copy.run(&settings).await,
             command => command,
@@ -267,6 +271,9 @@ fn dispatch(arguments: Arguments) -> Outcome {
         // The one place that chooses a back end.
         let url = settings.store.url.expose().to_owned();
         let looks = matches!(&command, Command::Run(run) if run.only_looks());
+        if url.starts_with("sqlite:") && !command.may_make_store() {
+            existing(&url)?;
+        }
         match (url.starts_with("sqlite:"), looks) {
             (true, false) => command.run(Sqlite::open(&url).await?, &settings).await,
             (true, true) => command.run(Sqlite::look(&url).await?, &settings).await,
@@ -279,6 +286,18 @@ fn dispatch(arguments: Arguments) -> Outcome {
     result
 }
 
+/// Fails where the SQLite store of this URL is not there.
+fn existing(url: &str) -> Outcome {
+    if Sqlite::is_there(url)? {
+        return Ok(());
+    }
+    Err(Failure::Failed(anyhow::anyhow!(
+        "there is no store {}: `lapsed run`, `lapsed owner add` and `lapsed token import` make one. Is it this directory that you \
+         mean, and is --config there?",
+        url.trim_start_matches("sqlite:")
+    )))
+}
+
 /// Prints a completion script, made from the same definitions as the parser.
 fn completions(shell: clap_complete::Shell) -> Outcome {
     let mut script = Vec::new();
@@ -288,12 +307,22 @@ fn completions(shell: clap_complete::Shell) -> Outcome {
 }
 
 impl Command {
+    /// Whether a store that is not there is made: by what begins to fill one, and not by what would find an empty one.
+    fn may_make_store(&self) -> bool {
+        match self {
+            Self::Run(run) => !run.only_looks(),
+            Self::Owner(OwnerCommand::Add(_)) | Self::Token(TokenCommand::Import(_)) => true,
+            _ => false,
+        }
+    }
+
     async fn run<S: Store>(self, store: S, settings: &Settings) -> Outcome {
         let clock = Arc::new(SystemClock::default());
         service::follow_clock(&store, &clock).await?;
         let result = match self {
             // These need no store of the configuration, and are dispatched before one is opened.
             Self::Demo(_)
+            | Self::Mail(MailCommand::Test(_))
             | Self::Check(_)
             | Self::Schedule(_)
             | Self::Store(_)
@@ -301,7 +330,6 @@ impl Command {
             | Self::Completions { .. }
             | Self::Man { .. } => Ok(()),
             Self::Mail(MailCommand::Preview(preview)) => preview.run(&store, &*clock, settings).await,
-            Self::Mail(MailCommand::Test(test)) => test.run(&*clock, settings).await,
             Self::Forecast(forecast) => forecast.run(&store, &*clock, settings).await,
             Self::Coverage(coverage) => coverage.run(&store, &*clock, settings).await,
             Self::Status(status) => status.run(&store, &*clock).await,

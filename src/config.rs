@@ -175,7 +175,7 @@ pub enum Limit {
 /// `[retention]`: how long each kind of record is kept; all positive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retention {
-    /// Rows of the ledger; at least the longest lead time and `stale_after` together.
+    /// Rows of the ledger, after the deadline that they speak of: none is needed to decide anything then.
     pub reminders: TimeDelta,
     /// Messages that were sent or given up.
     pub messages: TimeDelta,

@@ -101,6 +101,7 @@ fn what_cannot_be_an_owner_says_why() {
 #[test]
 fn wrong_usage_is_told_with_the_nearest_right_one() {
     let place = Place::new();
+    place.empty_store();
     for (line, hint) in [
         ("ownr add", "'owner'"),
         ("owner ad bob", "'add'"),
@@ -320,6 +321,7 @@ fn revoking_ends_an_additional_token_only() {
 #[test]
 fn lists_show_those_that_expire_first_on_top() {
     let place = Place::new();
+    place.empty_store();
     let empty = place.line("token list");
     assert!(empty.stderr.contains("There are no tokens. `lapsed owner add`"), "{empty}");
     assert_eq!(empty.ok(), "");
@@ -552,6 +554,7 @@ fn history(place: &Place, id: &str) -> Vec<String> {
 #[test]
 fn the_daemon_asks_for_the_mail_settings_and_the_others_do_not() {
     let place = Place::new();
+    place.empty_store();
     place.line("token list").ok();
     for command in ["run", "run --once"] {
         let complaint = place.line(command).fails(2);
@@ -628,23 +631,72 @@ fn a_configuration_that_cannot_be_read_is_named() {
     }
 }
 
-#[test]
-fn a_store_that_cannot_be_used_is_named_with_the_reason() {
+#[tokio::test]
+async fn a_store_that_cannot_be_used_is_named_with_the_reason() {
     let mut place = Place::new();
     place.write("text.db", &"this is a text, and not a database\n".repeat(100));
     std::fs::create_dir(place.path("directory.db")).expect("a directory");
-    for (url, why) in [
-        ("sqlite:nowhere/lapsed.db", "lapsed: the store nowhere/lapsed.db cannot be made: No such file or directory"),
-        ("sqlite:text.db", "lapsed: text.db is not a SQLite database"),
-        ("sqlite:directory.db", "lapsed: the store directory.db cannot be opened"),
+    let url = format!("sqlite:{}?mode=rwc", place.path("another.db").display());
+    let mut another = SqliteConnection::connect(&url).await.expect("a database");
+    sqlx::raw_sql("CREATE TABLE songs (title TEXT)").execute(&mut another).await.expect("a table");
+    another.close().await.expect("an end");
+    let another = std::fs::read(place.path("another.db")).expect("a file");
+    for (url, lists, adds) in [
+        (
+            "sqlite:nowhere/lapsed.db",
+            "there is no store nowhere/lapsed.db: `lapsed run`, `lapsed owner add` and `lapsed token import` make one.",
+            "the store nowhere/lapsed.db cannot be made: No such file or directory",
+        ),
+        ("sqlite:text.db", "text.db is not a SQLite database", "text.db is not a SQLite database"),
+        (
+            "sqlite:directory.db",
+            "the store directory.db cannot be opened: Is a directory",
+            "the store directory.db cannot be opened: Is a directory",
+        ),
+        (
+            "sqlite:another.db",
+            "another.db is a SQLite database of another program",
+            "another.db is a SQLite database of another program",
+        ),
     ] {
         place.set("LAPSED__STORE__URL", url);
-        for words in ["token list", "owner add alice --email alice@example.org"] {
+        for (words, why) in [("token list", lists), ("owner add alice --email alice@example.org", adds)] {
             let complaint = place.line(words).fails(1);
-            assert!(complaint.starts_with(why), "{url}: {complaint}");
+            assert!(complaint.starts_with(&format!("lapsed: {why}")), "{url}: {complaint}");
             assert_eq!(complaint.lines().count(), 1, "{complaint}");
         }
     }
+    assert_eq!(std::fs::read(place.path("another.db")).expect("a file"), another, "it is left as it was");
+}
+
+#[test]
+fn what_only_reads_makes_no_store() {
+    let place = Place::new();
+    place.configure(IMPATIENT);
+    for line in [
+        "token list",
+        "token show 0123",
+        "token create --owner alice --description ci",
+        "owner list",
+        "owner show alice",
+        "status",
+        "coverage",
+        "forecast",
+        "outbox list",
+        "mail preview --token 0123",
+        "run --once --dry-run",
+        "store backup copy.db",
+    ] {
+        let complaint = place.line(line).fails(1);
+        assert!(complaint.starts_with("lapsed: there is no store lapsed.db: "), "{line}: {complaint}");
+    }
+    place.verify("lps_whatever").fails(1);
+    place.line("mail preview").ok();
+    let checked = place.line("check").ok();
+    assert!(checked.contains("there is no lapsed.db yet; the daemon makes it"), "{checked}");
+    assert!(!place.path("lapsed.db").exists());
+    place.configure("[store]\nurl = \"sqlite:nowhere/lapsed.db\"\n");
+    assert!(place.line("check").stdout.contains("nowhere/lapsed.db cannot be made: No such file"));
 }
 
 #[test]

@@ -90,7 +90,9 @@ fn imported_again(place: &Place) {
     let imported = place.line("token import list.csv");
     assert_eq!(
         imported.stderr,
-        "column \"colour\" is not known and is ignored\ncolumn \"shoe size\" is not known and is ignored\n"
+        "column \"colour\" is not known and is ignored\ncolumn \"shoe size\" is not known and is ignored\n\
+         the columns that are known: owner, description, expires_at, emails, watch, external_id, created_at, \
+         last_used_at, revoked_at, time_zone\n"
     );
     assert_eq!(imported.ok(), counts(3, 3, 0, 0, 0));
     assert_eq!(place.line("token import list.csv").ok(), counts(3, 0, 0, 3, 0));
@@ -332,6 +334,7 @@ async fn owners_are_listed_shown_renamed_and_removed_on_postgresql() {
 }
 
 fn owners(place: &Place) {
+    place.empty_store();
     let empty = place.line("owner list");
     assert_eq!(empty.stderr, "There are no owners. `lapsed owner add` makes one, `lapsed token import` many.\n");
     assert_eq!(empty.ok(), "");
@@ -617,6 +620,7 @@ async fn status_tells_what_the_jobs_did_and_what_waits_on_postgresql() {
 
 fn status_tells(mut place: Place) {
     place.configure(WITH_MAIL);
+    place.empty_store();
     let before = place.line("status").ok();
     let none = "tokens    none\nmessages  none\nwaiting   0\n\nNo job has run yet: `lapsed run` starts them.\n";
     assert_eq!(before, none);
@@ -894,6 +898,7 @@ async fn coverage_says_who_knew_in_time_and_why_others_did_not() {
 fn a_check_says_what_the_daemon_would_miss() {
     let place = Place::new();
     place.configure(WITH_MAIL);
+    place.empty_store();
     let ran = place.line("check");
     assert_eq!(ran.status, Some(0), "a warning is not a failure: {ran}");
     let found: Vec<(String, String)> =
@@ -971,6 +976,7 @@ fn a_mail_can_be_read_before_and_sent_to_try() {
 fn a_forecast_counts_what_comes_and_compares() {
     let place = Place::new();
     place.configure(WITH_MAIL);
+    place.empty_store();
     assert!(place.line("forecast").stderr.contains("Nothing expires, and nobody is mailed."));
     place.owner("alice", "alice@example.org");
     for description in ["one", "two"] {

@@ -1,6 +1,7 @@
 //! `lapsed check`: would the daemon do its job here? One line for each thing that it needs, and what to do where it fails.
 //! A warning is about something that it can do without: it does not make the command fail, so that a unit may ask before it starts.
 
+use std::path::Path;
 use std::time::Duration;
 
 use chrono::TimeDelta;
@@ -54,7 +55,9 @@ impl Check {
     pub(super) async fn run(self, settings: &Settings) -> Outcome {
         let mut findings: Vec<Finding> = vec![("configuration", Ok("every value can be used".to_owned()))];
         let url = settings.store.url.expose();
-        if url.starts_with("sqlite:") {
+        if url.starts_with("sqlite:") && !Sqlite::is_there(url)? {
+            findings.push(("database", not_made_yet(url)));
+        } else if url.starts_with("sqlite:") {
             database(Sqlite::open(url).await, settings, &mut findings).await;
         } else {
             database(Postgres::open(url).await, settings, &mut findings).await;
@@ -96,10 +99,22 @@ async fn database<S: Store>(opened: store::Result<S>, settings: &Settings, findi
             return;
         }
     };
-    findings.push(("database", store.description().await.map_err(Wrong::fails)));
+    let description = store.description().await;
+    findings
+        .push(("database", description.map(|of_it| format!("{}: {of_it}", settings.store.url)).map_err(Wrong::fails)));
     findings.push(("indexes", indexes(&store).await));
     findings.push(("clock", clock(&store).await));
     store.close().await;
+}
+
+/// A store that the daemon will make: whether it can.
+fn not_made_yet(url: &str) -> Found {
+    let file = Path::new(url.trim_start_matches("sqlite:").trim_start_matches("//"));
+    let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match tempfile::tempfile_in(directory) {
+        Ok(_) => Ok(format!("there is no {} yet; the daemon makes it", file.display())),
+        Err(error) => Err(Wrong::Fails(format!("{} cannot be made: {error}; see store.url ({url})", file.display()))),
+    }
 }
 
 async fn indexes<S: Store>(store: &S) -> Found {

@@ -106,12 +106,30 @@ pub struct Preview {
 }
 
 impl Preview {
+    /// Whether it is about a token of the store.
+    pub(super) fn needs_store(&self) -> bool {
+        self.token.is_some()
+    }
+
     pub(super) async fn run<S: Store>(self, store: &S, clock: &impl Clock, settings: &Settings) -> Outcome {
         let now = clock.now();
-        let mut letter = match &self.token {
-            Some(text) => about(store, text, self.kind, now).await?,
-            None => letter(sample_contact("owner@example.org")?, self.kind.sample(now), now),
-        };
+        match &self.token {
+            Some(text) => {
+                let letter = about(store, text, self.kind, now).await?;
+                self.show(letter, now, settings)
+            }
+            None => self.run_sample(clock, settings),
+        }
+    }
+
+    /// About made-up tokens.
+    pub(super) fn run_sample(self, clock: &impl Clock, settings: &Settings) -> Outcome {
+        let now = clock.now();
+        let letter = letter(sample_contact("owner@example.org")?, self.kind.sample(now), now);
+        self.show(letter, now, settings)
+    }
+
+    fn show(self, mut letter: Letter, now: Timestamp, settings: &Settings) -> Outcome {
         if self.locale.is_some() {
             letter.to.locale = self.locale;
         }

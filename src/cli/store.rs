@@ -1,12 +1,12 @@
 //! `lapsed store`: the store as a whole.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Failure, Outcome, output};
+use super::{Failure, Outcome, existing, output};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Settings, StoreUrl};
 use crate::store::{Postgres, Sqlite, Store as _, copy};
@@ -89,16 +89,13 @@ impl Copy {
 /// The SQLite store of the configuration, which is there already.
 async fn source(settings: &Settings, what: &str, instead: &str) -> Result<Sqlite, Failure> {
     let url = settings.store.url.expose();
-    let Some(path) = url.strip_prefix("sqlite:") else {
+    if !url.starts_with("sqlite:") {
         return Err(Failure::Usage(format!(
             "`lapsed store {what}` is for a SQLite store, and this one is {}: {instead}",
             settings.store.url
         )));
-    };
-    let path = Path::new(path.strip_prefix("//").unwrap_or(path));
-    if !path.exists() {
-        return Err(Failure::Failed(anyhow::anyhow!("there is no store {}", path.display())));
     }
+    existing(url)?;
     Ok(Sqlite::open(url).await?)
 }
 

@@ -14,7 +14,7 @@ use crate::config::{Settings, parse_duration};
 use crate::expires::Expires;
 use crate::mail::when;
 use crate::policies::{Traits, group_of};
-use crate::policy::Lead;
+use crate::policy::{Deadline, Lead};
 use crate::store::Store;
 use crate::store::accounts::{NewContact, ReminderRecord, TokenFilter, TokenOrder};
 use crate::token::{Address, Kind, Owner, Secret, Status, Token, text};
@@ -336,7 +336,10 @@ impl Show {
         rows.push(("reminders", policy(settings, &token, &owner)));
         let mut text = output::facts(&rows);
         text.push('\n');
-        if history.is_empty() {
+        if history.is_empty() && token.expires_at.is_some_and(|deadline| deadline < now - settings.retention.reminders)
+        {
+            text.push_str("No reminder is left: retention.reminders has passed since the deadline.\n");
+        } else if history.is_empty() {
             text.push_str("No reminder has been due yet.\n");
         } else {
             let rows = history.iter().map(|reminder| history_row(reminder, &token, &owner)).collect();
@@ -353,10 +356,17 @@ fn policy(settings: &Settings, token: &Token, owner: &Owner) -> String {
     let groups = run::groups(settings, |_| None);
     let all = run::policy(settings);
     let found = group_of(&groups, &Traits::of(token, &owner.key));
-    let leads = found.map_or(&all, |(_, group)| &group.policy).leads().iter().map(ToString::to_string);
-    let mut text = leads.collect::<Vec<_>>().join(", ");
-    if text.is_empty() {
-        text.push_str("none before the deadline");
+    let leads = found.map_or(&all, |(_, group)| &group.policy).leads().iter();
+    let deadline = Deadline::of(token);
+    let (owed, long): (Vec<&Lead>, Vec<&Lead>) = leads.partition(|lead| deadline.is_some_and(|at| at.owes(**lead)));
+    let words = |leads: &[&Lead]| leads.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let mut text = match (deadline, owed.is_empty()) {
+        (None, _) => "none, as it never expires".to_owned(),
+        (Some(_), true) => "none before the deadline".to_owned(),
+        (Some(_), false) => words(&owed),
+    };
+    if deadline.is_some() && !long.is_empty() {
+        text += &format!(" (not {}: longer than 80 % of its lifetime)", words(&long));
     }
     let Some((at, group)) = found else { return text };
     text += &format!(", by reminders.policy[{}] ({})", at + 1, group.matches);

@@ -39,14 +39,19 @@ pub fn parse_duration(text: &str) -> Result<TimeDelta, String> {
             return Err(not_a_duration(text));
         }
         if unit.is_empty() {
-            return Err(if tail.is_empty() || tail.starts_with(char::is_whitespace) {
+            let (word, _) = split(tail.trim_start(), char::is_alphabetic);
+            return Err(if !tail.is_empty() && !tail.starts_with(char::is_whitespace) {
+                not_a_duration(text)
+            } else if let Some(unit) = meant(word) {
+                format!("{text:?} is not a duration: write the unit right after {number}, as in \"{number}{unit}\"")
+            } else if word.is_empty() {
                 format!("{text:?} has no unit: write one right after {number}, such as \"{number}d\" (s, m, h, d or w)")
             } else {
-                not_a_duration(text)
+                no_unit(text, word)
             });
         }
         let Some(&(_, seconds)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(format!("{text:?}: there is no unit {unit:?}; the units are s, m, h, d and w"));
+            return Err(no_unit(text, unit));
         };
         if seconds >= smallest {
             return Err(format!("{text:?}: write the largest unit first, and each once"));
@@ -92,6 +97,23 @@ fn split(text: &str, wanted: impl Fn(char) -> bool) -> (&str, &str) {
     text.split_at(end)
 }
 
+/// The unit that stands for a word.
+fn meant(word: &str) -> Option<&'static str> {
+    let word = word.strip_suffix('s').filter(|rest| !rest.is_empty()).unwrap_or(word);
+    Some(match word {
+        "w" | "week" => "w",
+        "d" | "day" => "d",
+        "h" | "hour" => "h",
+        "m" | "min" | "minute" => "m",
+        "s" | "sec" | "second" => "s",
+        _ => return None,
+    })
+}
+
+fn no_unit(text: &str, unit: &str) -> String {
+    format!("{text:?}: there is no unit {unit:?}; the units are s, m, h, d and w")
+}
+
 fn not_a_duration(text: &str) -> String {
     format!("{text:?} is not a duration: write whole numbers with units, such as \"30d\", \"90s\" or \"1h 30m\"")
 }
@@ -127,7 +149,9 @@ mod tests {
             ("1.5h", "is not a duration"),
             ("1d, 2h", "is not a duration"),
             ("30", "write one right after 30, such as \"30d\""),
-            ("30 d", "has no unit"),
+            ("30 d", "right after 30, as in \"30d\""),
+            ("10 minutes", "right after 10, as in \"10m\""),
+            ("3 months", "no unit \"months\""),
             ("1h 30", "has no unit"),
             ("30days", "no unit \"days\""),
             ("30D", "no unit \"D\""),

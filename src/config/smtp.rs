@@ -263,8 +263,9 @@ fn timeouts(r: &mut Reader) -> Result<Timeouts, Reported> {
 }
 
 fn host(text: &str) -> Result<String, String> {
-    if text.contains(|c: char| c.is_whitespace() || "/@".contains(c)) {
-        Err("must be the name or the address of a host, and nothing else".to_owned())
+    // A colon that is alone stands before a port; an IPv6 address has more.
+    if text.contains(|c: char| c.is_whitespace() || "/@[]".contains(c)) || text.matches(':').count() == 1 {
+        Err("must be the name or the address of a host, and nothing else; the port is mail.smtp.port".to_owned())
     } else {
         Ok(text.to_owned())
     }

@@ -85,7 +85,24 @@ const OPTIMIZE: &str = "PRAGMA optimize = 0x10012";
 
 /// Tables that had few rows when they were analysed. As such a table grows, SQLite would still read all of it for each row that is
 /// bound to a statement, where it can look each up; it does that by itself where it knows nothing.
-const SMALL: &str = "SELECT tbl FROM sqlite_stat1 GROUP BY tbl HAVING MAX(CAST(stat AS INTEGER)) < 1000";
+const FORGET_TABLES: &str = "DELETE FROM sqlite_stat1 WHERE tbl IN ( \
+         SELECT tbl FROM sqlite_stat1 GROUP BY tbl HAVING MAX(CAST(stat AS INTEGER)) < 1000 \
+     )";
+
+/// Likewise the indexes of what waits, which had few entries at night. Each is taken to have a thousand from the first column on
+/// ("1000 1 1"): SQLite does not read all of that for each row, and still prefers it to the index of all rows.
+const ENLARGE_INDEXES: &str = "UPDATE sqlite_stat1 \
+     SET stat = '1000' || SUBSTR(REPLACE(stat, ' 0', ' 1'), INSTR(stat, ' ')) \
+     WHERE idx IS NOT NULL AND CAST(stat AS INTEGER) < 1000";
+
+/// Whether there is anything for these two to do.
+const SMALL: &str = "SELECT COUNT(*) FROM sqlite_stat1 WHERE CAST(stat AS INTEGER) < 1000";
+
+/// Waits for somebody else's write, as [`BUSY`] says.
+const PATIENT: &str = "PRAGMA busy_timeout = 15000";
+
+/// Waits for nobody.
+const IMPATIENT: &str = "PRAGMA busy_timeout = 0";
 
 /// How many rows of an answer may wait to be taken: the thread that reads them sleeps less often than with sqlx's own 50.
 const ROWS: usize = 1_000;
@@ -116,6 +133,7 @@ impl Sqlite {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(open("made", &error)),
         }
+        refuse_foreign(&path).await?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .busy_timeout(BUSY)
@@ -135,7 +153,9 @@ impl Sqlite {
                 sqlx::migrate::MigrateError::Execute(error) => opening(error, &path),
                 other => super::migration_error(other),
             })?;
-            forget_small(&mut connection).await?;
+            // Others wait to open the store meanwhile.
+            run(&mut connection, IMPATIENT).await?;
+            doubt_small(&mut connection).await?;
             connection.close().await?;
         }
         let writer = pool(1)
@@ -151,6 +171,15 @@ impl Sqlite {
             .map_err(|error| opening(error, &path))?;
         let readers = pool(READERS).connect_lazy_with(options.clone().read_only(true));
         Ok(Self { options, writer, readers })
+    }
+
+    /// Whether the file is there.
+    ///
+    /// # Errors
+    /// When the URL names no file, or nobody can tell.
+    pub fn is_there(url: &str) -> Result<bool> {
+        let path = path(url)?;
+        path.try_exists().map_err(|error| Error::Open(format!("the store {} cannot be found: {error}", path.display())))
     }
 
     /// Opens a file that is there and up to date, to look at it: whatever would write to it fails.
@@ -231,22 +260,27 @@ fn pool(most: u32) -> SqlitePoolOptions {
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
 }
 
-/// Forgets what is known of tables that were small; another time, where somebody else is writing.
-async fn forget_small(connection: &mut SqliteConnection) -> Result<()> {
+/// Lets nobody go by what was small when it was analysed; another time, where somebody else is writing, or nobody can.
+async fn doubt_small(connection: &mut SqliteConnection) -> Result<()> {
     // There is no such table before the first analysis.
     const ANALYSED: &str = "SELECT COUNT(*) FROM sqlite_schema WHERE name = 'sqlite_stat1'";
-    let (analysed,): (i64,) = sqlx::query_as(ANALYSED).fetch_one(&mut *connection).await?;
-    if analysed == 0 {
-        return Ok(());
-    }
-    let small: Vec<(String,)> = sqlx::query_as(SMALL).fetch_all(&mut *connection).await?;
-    for (table,) in small {
-        let forget = sqlx::query("DELETE FROM sqlite_stat1 WHERE tbl = $1").bind(table);
-        match forget.execute(&mut *connection).await.map_err(Error::from) {
-            Ok(_) | Err(Error::Busy(_)) => {}
-            Err(error) => return Err(error),
+    for count in [ANALYSED, SMALL] {
+        let (count,): (i64,) = sqlx::query_as(count).fetch_one(&mut *connection).await?;
+        if count == 0 {
+            return Ok(());
         }
     }
+    for statement in [FORGET_TABLES, ENLARGE_INDEXES] {
+        match run(connection, statement).await {
+            Err(error) if !error.is_of_the_store() => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+async fn run(connection: &mut SqliteConnection, sql: &'static str) -> Result<()> {
+    sqlx::raw_sql(sql).execute(connection).await?;
     Ok(())
 }
 
@@ -262,10 +296,35 @@ fn path(url: &str) -> Result<PathBuf> {
     Ok(PathBuf::from(rest))
 }
 
+/// Leaves a database of another program as it is. What cannot be asked is met by who opens it.
+async fn refuse_foreign(path: &Path) -> Result<()> {
+    const FOREIGN: &str =
+        "SELECT COUNT(*) > 0 AND SUM(name = '_sqlx_migrations') = 0 FROM sqlite_schema WHERE type = 'table'";
+    let Ok(mut connection) = SqliteConnectOptions::new().filename(path).read_only(true).connect().await else {
+        return Ok(());
+    };
+    let foreign: sqlx::Result<(bool,)> = sqlx::query_as(FOREIGN).fetch_one(&mut connection).await;
+    connection.close().await?;
+    match foreign {
+        Ok((true,)) => Err(Error::Open(format!(
+            "{} is a SQLite database of another program, and is left as it is; name another file in store.url",
+            path.display()
+        ))),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 fn opening(error: sqlx::Error, path: &Path) -> Error {
     match error.as_database_error().and_then(|db| db.code()).as_deref() {
         Some("26") => Error::Open(format!("{} is not a SQLite database", path.display())),
-        Some("14") => Error::Open(format!("the store {} cannot be opened", path.display())),
+        Some("14") => {
+            // SQLite does not say why.
+            let why = match File::options().read(true).write(true).open(path) {
+                Err(error) => error.to_string(),
+                Ok(_) => "files cannot be made beside it".to_owned(),
+            };
+            Error::Open(format!("the store {} cannot be opened: {why}", path.display()))
+        }
         _ => error.into(),
     }
 }
@@ -308,13 +367,20 @@ impl Store for Sqlite {
 
     async fn maintain(&self) -> Result<()> {
         let mut connection = self.options.clone().busy_timeout(Duration::ZERO).connect().await?;
-        for statement in [OPTIMIZE, "PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
-            match sqlx::raw_sql(statement).execute(&mut connection).await.map_err(Error::from) {
-                Ok(_) if statement == OPTIMIZE => forget_small(&mut connection).await?,
-                Ok(_) => {}
-                Err(Error::Busy(_)) => tracing::debug!(statement, "somebody else is writing: another time"),
-                Err(error) => return Err(error),
+        let unless_busy = |statement: &str, done: Result<()>| match done {
+            Err(Error::Busy(_)) => {
+                tracing::debug!(statement, "somebody else is writing: another time");
+                Ok(())
             }
+            done => done,
+        };
+        unless_busy(OPTIMIZE, run(&mut connection, OPTIMIZE).await)?;
+        // Whatever became of that: some of it may have been analysed.
+        run(&mut connection, PATIENT).await?;
+        doubt_small(&mut connection).await?;
+        run(&mut connection, IMPATIENT).await?;
+        for checkpoint in ["PRAGMA wal_checkpoint(PASSIVE)", "PRAGMA wal_checkpoint(TRUNCATE)"] {
+            unless_busy(checkpoint, run(&mut connection, checkpoint).await)?;
         }
         connection.close().await?;
         Ok(())

@@ -150,6 +150,11 @@ impl Place {
         self.run_with(["token", "verify"], &format!("{secret}\n"))
     }
 
+    /// Makes a store with nothing in it.
+    pub fn empty_store(&self) {
+        self.run_with(["token", "import", "-"], "owner,description,expires_at\n").ok();
+    }
+
     /// The mails in the Maildir of this name, in the order of their arrival.
     pub fn mails(&self, maildir: &str) -> Vec<Vec<u8>> {
         use std::os::unix::fs::MetadataExt;

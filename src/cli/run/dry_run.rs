@@ -67,6 +67,7 @@ pub(super) async fn run<S: Store>(store: &S, clock: &impl Clock, settings: &Sett
     if format.is_table() && all > LINES {
         output::say(&format!("... and {} lines more, which --format csv has", all - LINES));
     }
+    output::say("Nothing was done. A run now would end with:");
     output::say(output::facts(&report.lines).trim_end());
     if let Some(why) = report.wrong_clock {
         output::say(&format!("Nothing would be planned: {why}."));
