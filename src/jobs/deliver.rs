@@ -488,13 +488,19 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
             self.give_back("no mail can be handed over");
         } else {
             self.feed();
-            self.look().await?;
+            let mut has_looked = false;
             loop {
-                // Each time: one may have been lost while the store was waited for.
-                self.open_sessions();
                 self.ahead.look(Instant::now());
                 let now = self.clock.now();
                 let room = self.room(now);
+                // Without a session there is no room, and without anything that is due no need for one.
+                let wants_session = self.sessions.opened() == 0 && !self.recording.is_busy();
+                if self.due.is_empty() && !has_looked && (wants_session || self.is_worth_a_claim(room)) {
+                    self.look().await?;
+                    has_looked = true;
+                }
+                // Each time: one may have been lost while the store was waited for.
+                self.open_sessions();
                 let asked = if S::SPANS_BUCKETS { self.due.len() } else { self.due.len().min(1) };
                 if asked == 0 || !self.is_worth_a_claim(room) {
                     break;
@@ -561,19 +567,17 @@ impl<S: Store, C: Clock + Clone> Deliverer<S, C> {
         }
     }
 
-    /// Finds the buckets that have messages to claim, when none is known.
+    /// Finds the buckets that have messages to claim.
     async fn look(&mut self) -> Result<()> {
-        if self.due.is_empty() {
-            let mut due = self.store.queue(self.clock.now()).await?.due;
-            due.sort_unstable();
-            self.nothing_due = due.is_empty();
-            if !S::SPANS_BUCKETS {
-                // From a random start, so that several processes begin in different places.
-                let start = usize::from(rand::random::<u8>()) % due.len().max(1);
-                due.rotate_left(start);
-            }
-            self.due = due.into();
+        let mut due = self.store.queue(self.clock.now()).await?.due;
+        due.sort_unstable();
+        self.nothing_due = due.is_empty();
+        if !S::SPANS_BUCKETS {
+            // From a random start, so that several processes begin in different places.
+            let start = usize::from(rand::random::<u8>()) % due.len().max(1);
+            due.rotate_left(start);
         }
+        self.due = due.into();
         Ok(())
     }
 
