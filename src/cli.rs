@@ -23,7 +23,7 @@ mod store;
 mod token;
 mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -254,12 +254,13 @@ fn dispatch(arguments: Arguments) -> Outcome {
         telemetry::init(&settings.log.level, format);
         let command = match command {
             Command::Run(mut run) => {
-                settings.require_mail().map_err(|error| Failure::Usage(error.to_string()))?;
+                let forgotten = forgotten(arguments.config.as_deref());
+                settings.require_mail().map_err(|error| Failure::Usage(format!("{error}{forgotten}")))?;
                 run.came_from(arguments.config, files, in_force);
                 Command::Run(run)
             }
             Command::Schedule(schedule) => return schedule.run(&settings),
-            Command::Check(check) => return check.run(&settings).await,
+            Command::Check(check) => return check.run(arguments.config.as_deref(), &settings).await,
             Command::Mail(MailCommand::Test(test)) => return test.run(&SystemClock::default(), &settings).await,
             Command::Mail(MailCommand::Preview(preview)) if !preview.needs_store() => {
                 return preview.run_sample(&SystemClock::default(), &settings);
@@ -284,6 +285,15 @@ fn dispatch(arguments: Arguments) -> Outcome {
     // A read of standard input that nobody waits for any more must not keep the process.
     runtime.shutdown_background();
     result
+}
+
+/// What somebody should know who has a file here, and did not say so.
+fn forgotten(named: Option<&Path>) -> String {
+    let here = Path::new("lapsed.toml");
+    if named.is_some() || config::file(named).exists() || !here.exists() {
+        return String::new();
+    }
+    format!("\nNo configuration file was read. There is one here: add --config {}", here.display())
 }
 
 /// Fails where the SQLite store of this URL is not there.

@@ -460,7 +460,7 @@ fn verify_says_what_it_knows() {
     for (text, detail) in [
         (stranger.as_str(), "no token has this secret"),
         (&mistyped, "no token has this secret; it is mistyped or not a secret of lapsed"),
-        ("", "no token has this secret; it is mistyped or not a secret of lapsed"),
+        ("\n", "nothing came on standard input, where the secret belongs"),
         ("hunter2", "no token has this secret; it is mistyped or not a secret of lapsed"),
         (&"x".repeat(100_000), "no token has this secret; it is mistyped or not a secret of lapsed"),
     ] {
@@ -667,6 +667,36 @@ async fn a_store_that_cannot_be_used_is_named_with_the_reason() {
         }
     }
     assert_eq!(std::fs::read(place.path("another.db")).expect("a file"), another, "it is left as it was");
+}
+
+#[test]
+fn a_file_that_is_here_and_was_not_named_is_told_of() {
+    let place = Place::new();
+    place.configure(IMPATIENT);
+    let complaint = finish(place.bare(["run", "--once"]), "").fails(2);
+    let told = "\nNo configuration file was read. There is one here: add --config lapsed.toml\n";
+    assert!(complaint.ends_with(told), "{complaint}");
+}
+
+#[test]
+fn what_people_typed_turns_nothing_round_on_a_terminal() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let (id, _) = place.token("alice", "deploy \u{202e}yek\u{200b}", "30d");
+    for shown in [place.line("token list").ok(), place.line(&format!("token show {id}")).ok()] {
+        assert!(shown.contains("deploy yek") && !shown.contains(['\u{202e}', '\u{200b}']), "{shown:?}");
+    }
+}
+
+#[test]
+fn who_revokes_what_was_issued_elsewhere_is_told_what_that_means() {
+    let place = Place::new();
+    place.run_with(["token", "import", "-"], "owner,description,expires_at\nalice,ci,2099-01-31\n").ok();
+    let csv = place.line("token list --format csv").ok();
+    let id = csv.lines().nth(1).and_then(|row| row.split(',').next()).expect("a row");
+    let revoked = place.run(["token", "revoke", id]);
+    assert!(revoked.stderr.starts_with("It was issued elsewhere, and is not watched any more."), "{revoked}");
+    assert_eq!(fact(&revoked.ok(), "status"), "revoked");
 }
 
 #[test]

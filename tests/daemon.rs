@@ -457,6 +457,18 @@ async fn a_dead_address_is_told_in_the_history_and_not_tried_again() {
 }
 
 /// Takes about a minute, beside the other tests.
+#[test]
+fn a_demo_without_a_mail_server_says_so() {
+    let place = Place::new();
+    let ran = finish(place.bare(["demo", "--smtp", "127.0.0.1:1"]), "");
+    assert_eq!(ran.status, Some(1), "{ran}");
+    let last = ran.stderr.lines().last().expect("a line");
+    let why = "lapsed: not every mail could be sent: delivery pauses, because no mail can be handed over: ";
+    assert!(last.starts_with(why), "{ran}");
+    assert!(!ran.stdout.contains("mailed"), "{ran}");
+}
+
+/// Takes about a minute, beside the other tests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_demo_tells_the_truth() {
     let place = Place::new();

@@ -10,7 +10,7 @@ use clap::Args;
 use super::listing::{FormatArg, Listing};
 use super::{Failure, Outcome};
 use crate::clock::SystemClock;
-use crate::config::{Bounce, Settings, Transport};
+use crate::config::{self, Bounce, Settings, Transport};
 use crate::mail::domain::{self, Found as Domain};
 use crate::mail::maildir::Maildir;
 use crate::mail::smtp::Smtp;
@@ -52,8 +52,14 @@ type Found = Result<String, Wrong>;
 type Finding = (&'static str, Found);
 
 impl Check {
-    pub(super) async fn run(self, settings: &Settings) -> Outcome {
-        let mut findings: Vec<Finding> = vec![("configuration", Ok("every value can be used".to_owned()))];
+    /// `named`: the file that the command line names.
+    pub(super) async fn run(self, named: Option<&Path>, settings: &Settings) -> Outcome {
+        let file = config::file(named);
+        let read = match file.exists() {
+            true => format!("{}: every value can be used", file.display()),
+            false => format!("no file was read, as there is no {}; --config names another", file.display()),
+        };
+        let mut findings: Vec<Finding> = vec![("configuration", Ok(read))];
         let url = settings.store.url.expose();
         if url.starts_with("sqlite:") && !Sqlite::is_there(url)? {
             findings.push(("database", not_made_yet(url)));

@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock, Timestamp};
 use crate::config::{self, Limit};
 use crate::digest::Digest;
 use crate::jobs::Rules;
-use crate::jobs::deliver::Terms;
+use crate::jobs::deliver::{self, Terms};
 use crate::jobs::guard::Guard;
 use crate::jobs::purge::Retention;
 use crate::mail::compose::Composer;
@@ -32,7 +32,7 @@ use crate::mail::transport::Transport;
 use crate::policy::{Lead, Policy};
 use crate::schedule::Cron;
 use crate::service::{self, Setup};
-use crate::store::{Accounts, Outbox, Sqlite, Store};
+use crate::store::{Accounts, Jobs, Outbox, Sqlite, Store};
 use crate::telemetry;
 use crate::token::{Address, NotValid, Secret};
 use narrator::Narrator;
@@ -98,12 +98,17 @@ impl Demo {
             show_a_mail(&mailbox, &narrator)?;
         }
         sum_up(&store, &narrator, clock.now()).await?;
+        let unsent =
+            store.job_records().await?.into_iter().find(|job| job.name == deliver::NAME).and_then(|job| job.error);
         store.close().await;
         if !interrupted {
             say_what_next(&url)?;
         }
         output::say(&format!("The directory stays until you remove it: {}", directory.display()));
-        Ok(())
+        match unsent {
+            Some(why) => Err(anyhow::anyhow!("not every mail could be sent: {why}").into()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -161,6 +161,7 @@ async fn import<S: Store>(store: &S, run: &ImportRun, rows: &mut Rows) -> Result
         let imported: Vec<Vec<RowOutcome>> = imported.into_iter().collect::<Result<_, _>>()?;
         let mut outcomes: Vec<_> = imported.into_iter().map(Vec::into_iter).collect();
         rows.answer(went.into_iter().filter_map(|part| outcomes.get_mut(part)?.next()).collect());
+        tokio::time::sleep(S::GAP).await;
     }
     Ok(())
 }

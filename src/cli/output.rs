@@ -6,6 +6,7 @@ use chrono_tz::Tz;
 use comfy_table::{Cell, Color, ContentArrangement, Table, presets};
 
 use crate::clock::Timestamp;
+use crate::mail::clean::is_invisible;
 use crate::mail::when;
 use crate::token::{NEVER, Owner, Secret, Status, Token};
 
@@ -61,7 +62,12 @@ pub fn deadline(expires_at: Option<Timestamp>, now: Timestamp, zone: Tz) -> Stri
 /// Facts below each other, aligned.
 pub fn facts(rows: &[(&str, String)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
-    rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:width$}  {}\n", shown(value))).collect()
+}
+
+/// Without what would reorder or hide what stands around it on a terminal.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| *c == '\n' || !is_invisible(*c)).collect()
 }
 
 /// The narrowest terminal that a table is made to fit, in columns.
@@ -91,6 +97,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// A cell; on a terminal, what became of a token or a reminder has a colour.
 fn cell(text: String) -> Cell {
+    let text = shown(&text);
     let colour = match text.as_str() {
         "active" | "sent" => Color::Green,
         "expired" | "failed" | "unreachable" => Color::Red,

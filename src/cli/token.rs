@@ -181,6 +181,12 @@ impl Revoke {
         let owner = lookup::owner_of(store, &token).await?;
         let changed = store.change_token(token.id, |token| change::revoke(token, now)).await?;
         output::print(&output::facts(&output::token(&changed.token, &owner, now)))?;
+        if !changed.token.issued {
+            output::say(
+                "It was issued elsewhere, and is not watched any more. Revoke it there, too, or the next import makes it active \
+                 again.",
+            );
+        }
         Ok(())
     }
 }

@@ -20,6 +20,9 @@ pub(super) async fn run<S: Store>(store: &S, clock: &impl Clock) -> Outcome {
     let mut input = Vec::new();
     tokio::io::stdin().take(MAX_INPUT).read_to_end(&mut input).await?;
     let input = String::from_utf8_lossy(&input);
+    if input.trim().is_empty() {
+        return refused(NotValid::Unknown, "nothing came on standard input, where the secret belongs");
+    }
     let Ok(secret) = Secret::parse(input.trim()) else {
         return refused(NotValid::Unknown, "no token has this secret; it is mistyped or not a secret of lapsed");
     };

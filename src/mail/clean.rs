@@ -139,7 +139,7 @@ pub fn percent_encoded(text: &str) -> String {
 
 /// Whether a character shows nothing by itself and can make the text around it look like another: controls, direction
 /// marks and overrides, zero-width spaces, line separators, tags. The joiners of scripts and emoji stay.
-fn is_invisible(c: char) -> bool {
+pub(crate) fn is_invisible(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
