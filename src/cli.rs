@@ -240,7 +240,11 @@ fn dispatch(arguments: Arguments) -> Outcome {
                 return show_config::run(arguments.config.as_deref(), format);
             }
             Command::Completions { shell } => return completions(shell),
-            Command::Man { directory } => return Ok(clap_mangen::generate_to(Arguments::command(), directory)?),
+            Command::Man { directory } => {
+                return clap_mangen::generate_to(Arguments::command(), &directory).map_err(|error| {
+                    Failure::Failed(anyhow::anyhow!("cannot write into {}: {error}", directory.display()))
+                });
+            }
             command => command,
         };
         let files = run::Run::files(arguments.config.as_deref());
@@ -304,7 +308,7 @@ fn existing(url: &str) -> Outcome {
     Err(Failure::Failed(anyhow::anyhow!(
         "there is no store {}: `lapsed run`, `lapsed owner add` and `lapsed token import` make one. Is it this directory that you \
          mean, and is --config there?",
-        url.trim_start_matches("sqlite:")
+        url.trim_start_matches("sqlite:").trim_start_matches("//")
     )))
 }
 
