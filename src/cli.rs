@@ -302,14 +302,14 @@ fn forgotten(named: Option<&Path>) -> String {
 
 /// Fails where the SQLite store of this URL is not there.
 fn existing(url: &str) -> Outcome {
-    if Sqlite::is_there(url)? {
-        return Ok(());
+    match Sqlite::missing(url)? {
+        None => Ok(()),
+        Some(file) => Err(Failure::Failed(anyhow::anyhow!(
+            "there is no store {}: `lapsed run`, `lapsed owner add` and `lapsed token import` make one. Is it this directory \
+             that you mean, and is --config there?",
+            file.display()
+        ))),
     }
-    Err(Failure::Failed(anyhow::anyhow!(
-        "there is no store {}: `lapsed run`, `lapsed owner add` and `lapsed token import` make one. Is it this directory that you \
-         mean, and is --config there?",
-        url.trim_start_matches("sqlite:").trim_start_matches("//")
-    )))
 }
 
 /// Prints a completion script, made from the same definitions as the parser.

@@ -689,6 +689,20 @@ fn what_people_typed_turns_nothing_round_on_a_terminal() {
 }
 
 #[test]
+fn a_token_shows_the_reminders_that_it_will_get() {
+    let place = Place::new();
+    place.owner("alice", "alice@example.org");
+    let reminders = |expires: &str| {
+        let (id, _) = place.token("alice", expires, expires);
+        fact(&place.line(&format!("token show {id}")).ok(), "reminders")
+    };
+    assert_eq!(reminders("90d"), "30d, 7d, 1d");
+    assert_eq!(reminders("5d"), "1d (not 30d, 7d: longer than 80 % of its lifetime)");
+    assert_eq!(reminders("1h"), "none before the deadline (not 30d, 7d, 1d: longer than 80 % of its lifetime)");
+    assert_eq!(reminders("never"), "none, as it never expires");
+}
+
+#[test]
 fn who_revokes_what_was_issued_elsewhere_is_told_what_that_means() {
     let place = Place::new();
     place.run_with(["token", "import", "-"], "owner,description,expires_at\nalice,ci,2099-01-31\n").ok();

@@ -61,10 +61,11 @@ impl Check {
         };
         let mut findings: Vec<Finding> = vec![("configuration", Ok(read))];
         let url = settings.store.url.expose();
-        if url.starts_with("sqlite:") && !Sqlite::is_there(url)? {
-            findings.push(("database", not_made_yet(url)));
-        } else if url.starts_with("sqlite:") {
-            database(Sqlite::open(url).await, settings, &mut findings).await;
+        if url.starts_with("sqlite:") {
+            match Sqlite::missing(url)? {
+                Some(file) => findings.push(("database", not_made_yet(&file, url))),
+                None => database(Sqlite::open(url).await, settings, &mut findings).await,
+            }
         } else {
             database(Postgres::open(url).await, settings, &mut findings).await;
         }
@@ -114,8 +115,7 @@ async fn database<S: Store>(opened: store::Result<S>, settings: &Settings, findi
 }
 
 /// A store that the daemon will make: whether it can.
-fn not_made_yet(url: &str) -> Found {
-    let file = Path::new(url.trim_start_matches("sqlite:").trim_start_matches("//"));
+fn not_made_yet(file: &Path, url: &str) -> Found {
     let directory = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     match tempfile::tempfile_in(directory) {
         Ok(_) => Ok(format!("there is no {} yet; the daemon makes it", file.display())),

@@ -173,13 +173,16 @@ impl Sqlite {
         Ok(Self { options, writer, readers })
     }
 
-    /// Whether the file is there.
+    /// The file that a URL names, where there is none.
     ///
     /// # Errors
     /// When the URL names no file, or nobody can tell.
-    pub fn is_there(url: &str) -> Result<bool> {
+    pub fn missing(url: &str) -> Result<Option<PathBuf>> {
         let path = path(url)?;
-        path.try_exists().map_err(|error| Error::Open(format!("the store {} cannot be found: {error}", path.display())))
+        match path.try_exists() {
+            Ok(is_there) => Ok((!is_there).then_some(path)),
+            Err(error) => Err(Error::Open(format!("the store {} cannot be found: {error}", path.display()))),
+        }
     }
 
     /// Opens a file that is there and up to date, to look at it: whatever would write to it fails.
@@ -188,7 +191,7 @@ impl Sqlite {
     /// When there is no such file, it cannot be read, or its schema is not this program's.
     pub async fn look(url: &str) -> Result<Self> {
         let path = path(url)?;
-        if !path.try_exists().unwrap_or(true) {
+        if let Some(path) = Self::missing(url)? {
             return Err(Error::Open(format!("there is no store {} yet", path.display())));
         }
         let options = SqliteConnectOptions::new().filename(&path).busy_timeout(BUSY).row_buffer_size(ROWS);

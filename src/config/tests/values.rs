@@ -115,6 +115,8 @@ fn credentials_come_whole_and_encrypted() {
     refused(both, &["mail.smtp.oauth_token_file", "beside"]);
     refused("[mail.smtp]\noauth_token_file = \"/t\"\n", &["mail.smtp.oauth_token_file", "username"]);
     refused("[mail.smtp]\nhost = \"smtp://h\"\n", &["mail.smtp.host"]);
+    refused("[mail.smtp]\nhost = \"localhost:25\"\n", &["mail.smtp.host", "the port is mail.smtp.port"]);
+    load("[mail.smtp]\nhost = \"::1\"\n");
 }
 
 #[test]
